@@ -1,0 +1,229 @@
+"""Which pairs are positive, which are negative, and which are left out; and the block of scores an objective reads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from scorecraft.core.checks import check_labels, describe, refuse
+from scorecraft.core.reductions import Mask
+
+
+class Tile(NamedTuple):
+    """A block of scores between some rows (anchors) and some columns (the others)."""
+
+    scores: tuple[Float[Tensor, "r c"], ...]
+    """One block per score channel."""
+    positives: Mask
+    """Bool `[r, c]`, or a plain bool when the whole block agrees."""
+    negatives: Mask
+    """As `positives`; a pair that is neither is left out."""
+    rows: Int[Tensor, " r"]
+    """Global indices of the rows."""
+    columns: Int[Tensor, " c"]
+    """Global indices of the columns."""
+    grades: Float[Tensor, "r c"] | None = None
+    """Graded relevance of the positives, where the pairs carry one."""
+
+    @property
+    def score(self) -> Float[Tensor, "r c"]:
+        """The scores of the first (for most objectives the only) channel."""
+        return self.scores[0]
+
+    def transposed(self) -> Tile:
+        """The same block seen from its columns."""
+        return Tile(
+            tuple(scores.T for scores in self.scores),
+            _transpose(self.positives),
+            _transpose(self.negatives),
+            self.columns,
+            self.rows,
+            None if self.grades is None else self.grades.T,
+        )
+
+
+class Order(NamedTuple):
+    """Pairs whose rows and columns have been sorted so that positives stand together."""
+
+    pairs: Pairs
+    rows: Int[Tensor, " n"]
+    columns: Int[Tensor, " m"]
+
+
+class Pairs(ABC):
+    """The relation between `n` rows and `m` columns: positive, negative or left out."""
+
+    rows: int
+    columns: int
+
+    @staticmethod
+    def from_labels(
+        labels: Int[Tensor, "n ..."],
+        reference_labels: Int[Tensor, "m ..."] | None = None,
+        *,
+        ids: Int[Tensor, " n"] | None = None,
+        reference_ids: Int[Tensor, " m"] | None = None,
+        ignore: Bool[Tensor, " n"] | None = None,
+        reference_ignore: Bool[Tensor, " m"] | None = None,
+    ) -> Pairs:
+        """Positive when the labels agree (multi-hot labels `[n, classes]`: when they share a class), else negative.
+
+        Without a reference the rows are compared with themselves and every self pair is left out, by index. With one,
+        pairs of equal `ids` are left out. Examples marked in `ignore` take part in no pair.
+        """
+        check_labels("labels", labels, len(labels))
+        if reference_labels is None:
+            own = torch.arange(len(labels), device=labels.device) if ids is None else ids
+            return _LabelPairs(labels, labels, own, own, ignore, ignore, ids is None)
+        check_labels("reference_labels", reference_labels, len(reference_labels))
+        if labels.ndim != reference_labels.ndim or labels.shape[1:] != reference_labels.shape[1:]:
+            refuse("reference_labels", f"labels like those of the rows, {describe(labels)}", describe(reference_labels))
+        if (ids is None) != (reference_ids is None):
+            refuse("reference_ids", "ids for both sides or for neither", "one side only")
+        return _LabelPairs(labels, reference_labels, ids, reference_ids, ignore, reference_ignore, False)
+
+    @staticmethod
+    def from_masks(
+        positives: Bool[Tensor, "n m"] | Float[Tensor, "n m"], negatives: Bool[Tensor, "n m"] | None = None
+    ) -> Pairs:
+        """Pairs given one by one. Floating-point `positives` are grades: a pair with a grade above 0 is positive.
+
+        Without `negatives`, every pair that is not positive is negative (the diagonal of a square relation too: leave
+        self pairs out yourself by passing `negatives`).
+        """
+        if positives.ndim != 2:
+            refuse("positives", "a matrix [n, m]", describe(positives))
+        grades = positives if positives.is_floating_point() else None
+        mask = positives > 0 if grades is not None else positives
+        if mask.dtype != torch.bool:
+            refuse("positives", "a bool or floating-point matrix", describe(positives))
+        negatives = ~mask if negatives is None else negatives
+        if negatives.dtype != torch.bool or negatives.shape != mask.shape:
+            refuse("negatives", f"a bool matrix of shape {tuple(mask.shape)}", describe(negatives))
+        return _MaskPairs(mask, negatives, grades)
+
+    @abstractmethod
+    def block(self, rows: slice, columns: slice) -> tuple[Mask, Mask, Float[Tensor, "r c"] | None]:
+        """Positives, negatives and grades between some rows and some columns."""
+
+    def masks(self) -> tuple[Bool[Tensor, "n m"], Bool[Tensor, "n m"]]:
+        """All positives and all negatives."""
+        positives, negatives, _ = self.block(slice(None), slice(None))
+        if isinstance(positives, bool) or isinstance(negatives, bool):
+            raise TypeError("only the blocks of sorted pairs are known without looking")
+        return positives, negatives
+
+    def sorted(self) -> Order | None:
+        """The same relation with positives gathered near the diagonal, when it knows how."""
+        return None
+
+    def gathered(self, gather: Callable[[Tensor], Tensor], offset: int) -> Pairs:
+        """The relation between this rank's rows and all ranks' columns; this rank's rows start at `offset`."""
+        refuse("pairs", "labels: explicit pairs do not say how they relate to other ranks' examples", "masks")
+
+
+class _LabelPairs(Pairs):
+    def __init__(
+        self,
+        labels: Tensor,
+        others: Tensor,
+        ids: Tensor | None,
+        other_ids: Tensor | None,
+        ignore: Tensor | None,
+        other_ignore: Tensor | None,
+        same_id_same_label: bool,
+        is_sorted: bool = False,
+    ) -> None:
+        self.labels, self.others = labels, others
+        self.ids, self.other_ids = ids, other_ids
+        self.ignore, self.other_ignore = ignore, other_ignore
+        self.same_id_same_label = same_id_same_label
+        self.is_sorted = is_sorted
+        self.rows, self.columns = len(labels), len(others)
+        for name, value, length in (("ids", ids, self.rows), ("reference_ids", other_ids, self.columns)):
+            if value is not None and (value.shape != (length,) or value.is_floating_point()):
+                refuse(name, f"{length} integers", describe(value))
+        for name, value, length in (("ignore", ignore, self.rows), ("reference_ignore", other_ignore, self.columns)):
+            if value is not None and (value.shape != (length,) or value.dtype != torch.bool):
+                refuse(name, f"a bool tensor of shape ({length},)", describe(value))
+
+    def block(self, rows: slice, columns: slice) -> tuple[Mask, Mask, Tensor | None]:
+        labels, others = self.labels[rows], self.others[columns]
+        if self.is_sorted and self.same_id_same_label and self._apart(labels, others):
+            return False, True, None
+        positives = labels[:, None] == others[None, :] if labels.ndim == 1 else (labels.float() @ others.float().T) > 0
+        negatives = ~positives
+        if self.ids is not None and self.other_ids is not None:
+            different = self.ids[rows, None] != self.other_ids[None, columns]
+            positives, negatives = positives & different, negatives & different
+        if self.ignore is not None:
+            kept = ~self.ignore[rows, None]
+            positives, negatives = positives & kept, negatives & kept
+        if self.other_ignore is not None:
+            kept = ~self.other_ignore[None, columns]
+            positives, negatives = positives & kept, negatives & kept
+        return positives, negatives, None
+
+    def gathered(self, gather: Callable[[Tensor], Tensor], offset: int) -> Pairs:
+        ids, others = self.ids, self.others
+        if self.same_id_same_label and ids is not None:
+            ids = ids + offset
+
+        def gather_if_there(value: Tensor | None) -> Tensor | None:
+            return None if value is None else gather(value)
+
+        if self.others is self.labels:
+            other_ids, other_ignore = gather_if_there(ids), gather_if_there(self.ignore)
+        else:
+            other_ids, other_ignore = gather_if_there(self.other_ids), gather_if_there(self.other_ignore)
+        return _LabelPairs(
+            self.labels, gather(others), ids, other_ids, self.ignore, other_ignore, self.same_id_same_label
+        )
+
+    @staticmethod
+    def _apart(labels: Tensor, others: Tensor) -> bool:
+        """Two runs of sorted labels without a common label."""
+        return int(labels[-1]) < int(others[0]) or int(others[-1]) < int(labels[0])
+
+    def sorted(self) -> Order | None:
+        # Elsewhere than on the CPU the comparison of label ranges would wait for the device.
+        if self.labels.ndim != 1 or self.labels.device.type != "cpu" or self.ignore is not None:
+            return None
+        if self.other_ignore is not None:
+            return None
+        same = self.labels is self.others
+        row_order = self.labels.argsort(stable=True)
+        column_order = row_order if same else self.others.argsort(stable=True)
+        labels = self.labels[row_order]
+        ids = None if self.ids is None else self.ids[row_order]
+        pairs = _LabelPairs(
+            labels,
+            labels if same else self.others[column_order],
+            ids,
+            ids if same else None if self.other_ids is None else self.other_ids[column_order],
+            None,
+            None,
+            # Without ids no pair is left out, so a block of apart labels holds negatives only all the same.
+            self.same_id_same_label or self.ids is None,
+            is_sorted=True,
+        )
+        return Order(pairs, row_order, column_order)
+
+
+class _MaskPairs(Pairs):
+    def __init__(self, positives: Tensor, negatives: Tensor, grades: Tensor | None) -> None:
+        self.positives, self.negatives, self.grades = positives, negatives, grades
+        self.rows, self.columns = positives.shape
+
+    def block(self, rows: slice, columns: slice) -> tuple[Mask, Mask, Tensor | None]:
+        grades = None if self.grades is None else self.grades[rows, columns]
+        return self.positives[rows, columns], self.negatives[rows, columns], grades
+
+
+def _transpose(mask: Mask) -> Mask:
+    return mask if isinstance(mask, bool) else mask.T

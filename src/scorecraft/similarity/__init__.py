@@ -1,0 +1,1 @@
+"""Similarity scores `s(x, x')`: metric and contrastive learning objectives, their miners, samplers and metrics."""
