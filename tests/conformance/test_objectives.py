@@ -141,6 +141,16 @@ def test_explicit_pairs_equal_labels(kind: type[Objective]) -> None:
     assert_same(objective, tiled(objective, block=4), x, None, pairs=pairs)
 
 
+def test_explicit_pairs_may_be_asymmetric(kind: type[Objective]) -> None:
+    x, labels = data(15)
+    generator = torch.Generator().manual_seed(1)
+    same, kept = labels[:, None] == labels, torch.rand(15, 15, generator=generator) < 0.5
+    kept &= ~torch.eye(15, dtype=torch.bool)
+    call = {"pairs": Pairs.from_masks(same & kept, ~same & kept)}
+    objective = instance(kind)
+    assert_same(objective, tiled(objective, block=4), x, labels if needs_labels(kind) else None, **call)
+
+
 def test_multi_hot_labels(kind: type[Objective]) -> None:
     if needs_labels(kind):
         pytest.skip("its head reads class indices")

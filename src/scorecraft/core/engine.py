@@ -2,8 +2,8 @@
 
 Two primitives carry every objective. `tile_mean` evaluates a `RowObjective`, `tile_totals` a `BatchObjective`. Both
 make the scores block by block in one buffer, first for the no-gradient surveys, then (only when gradient is asked for)
-once more for the weights `w_ij = d loss / d s_ij`, which are pulled back to the embeddings at once. The score matrix never
-exists, so memory is `O(n d + block^2)`.
+once more for the weights `w_ij = d loss / d s_ij`, which are pulled back to the embeddings at once. The score matrix
+never exists, so memory is `O(n d + block^2)`.
 
 When a batch meets itself, each unordered pair of blocks is visited once: the block serves its rows, its transpose its
 columns, and `H = W + W^T` is pulled back with one pair of products. Rows and columns are first sorted by label, so
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 DEFAULT_BLOCK = 512
 """Rows and columns of a block: small enough that a block and its temporaries stay in the cache."""
 
-_SAMPLED_BLOCKS, _SAMPLED_VALUES = 32, 4096
+_SAMPLED_BLOCKS, _SAMPLED_ROWS = 2048, 64
 
 
 _Gradients: TypeAlias = tuple[Tensor | None, ...]
@@ -69,7 +69,7 @@ class BlockSweep(Sweep):
         self.row_order = None if order is None else order.rows
         self.column_order = None if order is None else order.columns
         self.against_itself = against_itself
-        self.symmetric = against_itself and not whole_rows
+        self.symmetric = against_itself and pairs.symmetric and not whole_rows
         self.row_block, self.column_block = block, block
         if whole_rows:
             self.column_block = pairs.columns
@@ -159,23 +159,25 @@ class BlockSweep(Sweep):
         return value if self.ranks == 1 else merge.all_reduce(value, self.group)
 
     def count_negatives(self) -> int:
-        count = 0
+        count = torch.zeros((), dtype=torch.int64, device=self.x.device)
         for visit in self.visits():
             _, negatives, _ = self.pairs.block(visit.rows, visit.columns)
             size = (visit.rows.stop - visit.rows.start) * (visit.columns.stop - visit.columns.start)
-            inside = size * negatives if isinstance(negatives, bool) else int(negatives.sum())
+            inside = size * negatives if isinstance(negatives, bool) else negatives.sum()
             count += inside * (2 if visit.mirrored else 1)
-        return int(self.all_reduce(torch.tensor(count, device=self.x.device)))
+        return int(self.all_reduce(count))
 
     def sample(self, values_of: Callable[[Tile], Tensor]) -> Tensor:
+        # Pairs of one block resemble each other when rows are sorted by label: of each small random block only the
+        # diagonal is taken, so that no two pairs share a row.
         generator = torch.Generator().manual_seed(0)
-        visits = list(self.visits())
-        drawn = torch.randperm(len(visits), generator=generator)[:_SAMPLED_BLOCKS].tolist()
         values = []
-        for index in drawn:
-            block = values_of(self.tile(visits[index])).flatten()
-            places = torch.randint(block.numel(), (_SAMPLED_VALUES,), generator=generator).to(block.device)
-            values.append(block[places])
+        for _ in range(_SAMPLED_BLOCKS):
+            rows = torch.randint(self.pairs.rows, (_SAMPLED_ROWS,), generator=generator).to(self.x.device)
+            columns = torch.randint(self.pairs.columns, (_SAMPLED_ROWS,), generator=generator).to(self.x.device)
+            positives, negatives, grades = self.pairs.block(rows, columns)
+            scores = self.score.scores(self.x[rows], self.y[columns])
+            values.append(values_of(Tile(scores, positives, negatives, rows, columns, grades)).diagonal())
         return torch.cat(values)
 
     def pull(self, weights_of: _WeightsOf, needs_columns: bool) -> tuple[Tensor, Tensor | None]:

@@ -294,8 +294,8 @@ class RowObjective(Objective):
     """A loss per row of scores: `mean_i loss_i(s_i1 ... s_im)`.
 
     State it in one of two ways. Either write `row_loss` on whole rows, and autograd does the rest; or split it into
-    what each row must know (`survey`: extremes, log-sum-exps), its loss from that (`row_values`), and, in closed form, the
-    weight `d loss_i / d s_ij` of each pair (`pair_weights`). The second form is evaluated on blocks of any shape,
+    what each row must know (`survey`: extremes, log-sum-exps), its loss from that (`row_values`), and, in closed form,
+    the weight `d loss_i / d s_ij` of each pair (`pair_weights`). The second form is evaluated on blocks of any shape,
     visits each unordered pair of blocks once when a batch meets itself, and never records a graph.
     """
 

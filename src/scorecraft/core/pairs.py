@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from scorecraft.core.checks import check_labels, describe, refuse
 from scorecraft.core.reductions import Mask
+
+Part: TypeAlias = slice | Int[Tensor, " k"]
+"""Some of the rows or columns."""
 
 
 class Tile(NamedTuple):
@@ -60,6 +63,8 @@ class Pairs(ABC):
 
     rows: int
     columns: int
+    symmetric: bool
+    """Whether `(i, j)` and `(j, i)` are always of one kind."""
 
     @staticmethod
     def from_labels(
@@ -108,7 +113,7 @@ class Pairs(ABC):
         return _MaskPairs(mask, negatives, grades)
 
     @abstractmethod
-    def block(self, rows: slice, columns: slice) -> tuple[Mask, Mask, Float[Tensor, "r c"] | None]:
+    def block(self, rows: Part, columns: Part) -> tuple[Mask, Mask, Float[Tensor, "r c"] | None]:
         """Positives, negatives and grades between some rows and some columns."""
 
     def masks(self) -> tuple[Bool[Tensor, "n m"], Bool[Tensor, "n m"]]:
@@ -145,6 +150,7 @@ class _LabelPairs(Pairs):
         self.same_id_same_label = same_id_same_label
         self.is_sorted = is_sorted
         self.rows, self.columns = len(labels), len(others)
+        self.symmetric = labels is others
         for name, value, length in (("ids", ids, self.rows), ("reference_ids", other_ids, self.columns)):
             if value is not None and (value.shape != (length,) or value.is_floating_point()):
                 refuse(name, f"{length} integers", describe(value))
@@ -152,20 +158,21 @@ class _LabelPairs(Pairs):
             if value is not None and (value.shape != (length,) or value.dtype != torch.bool):
                 refuse(name, f"a bool tensor of shape ({length},)", describe(value))
 
-    def block(self, rows: slice, columns: slice) -> tuple[Mask, Mask, Tensor | None]:
+    def block(self, rows: Part, columns: Part) -> tuple[Mask, Mask, Tensor | None]:
         labels, others = self.labels[rows], self.others[columns]
-        if self.is_sorted and self.same_id_same_label and self._apart(labels, others):
+        runs = self.is_sorted and isinstance(rows, slice) and isinstance(columns, slice)
+        if runs and self.same_id_same_label and self._apart(labels, others):
             return False, True, None
         positives = labels[:, None] == others[None, :] if labels.ndim == 1 else (labels.float() @ others.float().T) > 0
         negatives = ~positives
         if self.ids is not None and self.other_ids is not None:
-            different = self.ids[rows, None] != self.other_ids[None, columns]
+            different = self.ids[rows][:, None] != self.other_ids[columns]
             positives, negatives = positives & different, negatives & different
         if self.ignore is not None:
-            kept = ~self.ignore[rows, None]
+            kept = ~self.ignore[rows][:, None]
             positives, negatives = positives & kept, negatives & kept
         if self.other_ignore is not None:
-            kept = ~self.other_ignore[None, columns]
+            kept = ~self.other_ignore[columns]
             positives, negatives = positives & kept, negatives & kept
         return positives, negatives, None
 
@@ -219,10 +226,11 @@ class _MaskPairs(Pairs):
     def __init__(self, positives: Tensor, negatives: Tensor, grades: Tensor | None) -> None:
         self.positives, self.negatives, self.grades = positives, negatives, grades
         self.rows, self.columns = positives.shape
+        self.symmetric = False  # what a miner keeps of (i, j) says nothing of (j, i)
 
-    def block(self, rows: slice, columns: slice) -> tuple[Mask, Mask, Tensor | None]:
-        grades = None if self.grades is None else self.grades[rows, columns]
-        return self.positives[rows, columns], self.negatives[rows, columns], grades
+    def block(self, rows: Part, columns: Part) -> tuple[Mask, Mask, Tensor | None]:
+        grades = None if self.grades is None else self.grades[rows][:, columns]
+        return self.positives[rows][:, columns], self.negatives[rows][:, columns], grades
 
 
 def _transpose(mask: Mask) -> Mask:

@@ -1,8 +1,8 @@
 """Score maps: from two sets of embeddings to a block of scores, and back from pair weights to embeddings.
 
 A map has three parts. `prepare` acts on each embedding alone and is differentiated by autograd, once per batch (a
-cosine normalises there). `scores` makes a block; `pull` adds `sum_ij w_ij d s_ij` to the gradients of both sides, and is what
-lets the engine work on blocks without recording a graph. Higher scores always mean *more similar*.
+cosine normalises there). `scores` makes a block; `pull` adds `sum_ij w_ij d s_ij` to the gradients of both sides, and
+is what lets the engine work on blocks without recording a graph. Higher scores always mean *more similar*.
 """
 
 from __future__ import annotations

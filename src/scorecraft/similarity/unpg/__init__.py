@@ -4,6 +4,7 @@ from scorecraft.core.paper import Paper
 from scorecraft.similarity.unpg.filter import keep, quartile_bounds
 from scorecraft.similarity.unpg.heads import ArcFaceHead, CosFaceHead, LogitHead, LogitsHead, MagFaceHead, MarginHead
 from scorecraft.similarity.unpg.loss import UNPGLoss
+from scorecraft.similarity.unpg.sharded import ShardedHead
 
 __all__ = [
     "PAPER",
@@ -13,6 +14,7 @@ __all__ = [
     "LogitsHead",
     "MagFaceHead",
     "MarginHead",
+    "ShardedHead",
     "UNPGLoss",
     "keep",
     "quartile_bounds",
@@ -32,6 +34,7 @@ PAPER = Paper(
         "scorecraft.similarity.unpg.CosFaceHead",
         "scorecraft.similarity.unpg.ArcFaceHead",
         "scorecraft.similarity.unpg.MagFaceHead",
+        "scorecraft.similarity.unpg.ShardedHead",
         "scorecraft.similarity.unpg.quartile_bounds",
     ),
     hosts=("pytorch-metric-learning",),

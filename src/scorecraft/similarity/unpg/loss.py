@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from scorecraft.core.checks import non_negative, refuse
 from scorecraft.core.objective import Batch, BatchObjective, Context, Reduction, Sweep
-from scorecraft.core.pairs import Tile
+from scorecraft.core.pairs import Pairs, Tile
 from scorecraft.core.reductions import Merge, mask_out, masked_logsumexp, scaled_exp
 from scorecraft.similarity.unpg.filter import quartile_bounds, tiled_quartile_bounds
 from scorecraft.similarity.unpg.heads import CosFaceHead, LogitHead
@@ -25,8 +26,8 @@ class UNPGLoss(BatchObjective):
 
     `S'` holds the cosines of all unordered pairs of different labels in the batch that survive the box-and-whisker
     filter `Q1 - r IQR <= v <= Q3 + r IQR`; the same scalar `M` serves every sample, so the memory of
-    `N x (C + N^2 / 2)` logits is never needed. Gradient flows through `M` into both features of a kept pair; the quartiles only select.
-    Without a negative pair the loss is the head's own.
+    `N x (C + N^2 / 2)` logits is never needed. Gradient flows through `M` into both features of a kept pair; the
+    quartiles only select. Without a negative pair the loss is the head's own.
 
     Args:
         head: a margin head (`CosFaceHead`, `ArcFaceHead`, `MagFaceHead`, a sharded one, or any `LogitHead`). It belongs
@@ -65,12 +66,21 @@ class UNPGLoss(BatchObjective):
         return cls(CosFaceHead(classes, dimension, scale=16.0, margin=0.2, generator=generator))
 
     def batch(
-        self, embeddings: Tensor, labels: Tensor | None = None, *, ignore: Tensor | None = None, **call: Any
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        *,
+        pairs: Pairs | None = None,
+        ignore: Tensor | None = None,
+        **call: Any,
     ) -> Batch:
-        """As every objective's; a label of -1 marks a sample to ignore."""
+        """As every objective's; a label of -1 marks a sample to ignore. Explicit pairs say themselves whom they join."""
         if labels is None or labels.ndim != 1:
             refuse("labels", "one class index per sample", "none" if labels is None else tuple(labels.shape))
         unlabelled = labels == -1
+        if pairs is not None:
+            batch = super().batch(embeddings, labels, pairs=pairs, ignore=ignore, **call)
+            return replace(batch, kept=~unlabelled)
         # Reading the values is free on the CPU only; elsewhere a mask that may be empty does no harm.
         if torch.compiler.is_compiling() or labels.device.type != "cpu" or bool(unlabelled.any()):
             ignore = unlabelled if ignore is None else ignore | unlabelled
