@@ -409,7 +409,9 @@ class _Totals(torch.autograd.Function):
         return None, None, None, x_grad, y_grad, *gradients
 
 
-def tile_mean(objective: RowObjective, batch: Batch, block: int = DEFAULT_BLOCK) -> Float[Tensor, ""]:
+def tile_mean(
+    objective: RowObjective, batch: Batch, block: int = DEFAULT_BLOCK
+) -> Float[Tensor, ""] | Float[Tensor, " n"]:
     """The reduced loss of a row objective, evaluated on blocks.
 
     With closed-form weights the surveys run in the forward pass and the weights in the backward pass, so nothing is

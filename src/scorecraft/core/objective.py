@@ -10,14 +10,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scorecraft.core.checks import choice, describe, finite, refuse
-from scorecraft.core.pairs import Pairs, Tile
+from scorecraft.core.pairs import Labels, Pairs, ReferenceLabels, Tile
 from scorecraft.core.reductions import Merge
 from scorecraft.core.scores import Cosine, ScoreMap
 
@@ -143,7 +143,7 @@ class Objective(nn.Module):
         self.validate = validate
 
     @classmethod
-    def example(cls, *, classes: int, dimension: int) -> Self:
+    def example(cls, *, classes: int, dimension: int) -> Objective:
         """An instance with default hyper-parameters, for labels below `classes` and embeddings `[n, dimension]`."""
         del classes, dimension
         return cls()
@@ -151,10 +151,10 @@ class Objective(nn.Module):
     def forward(
         self,
         embeddings: Float[Tensor, "n ..."],
-        labels: Int[Tensor, "n ..."] | None = None,
+        labels: Labels | None = None,
         *,
         reference: Float[Tensor, "m ..."] | None = None,
-        reference_labels: Int[Tensor, "m ..."] | None = None,
+        reference_labels: ReferenceLabels | None = None,
         ids: Int[Tensor, " n"] | None = None,
         reference_ids: Int[Tensor, " m"] | None = None,
         pairs: Pairs | None = None,
@@ -197,9 +197,9 @@ class Objective(nn.Module):
     def on_scores(
         self,
         scores: Float[Tensor, "n m"],
-        labels: Int[Tensor, "n ..."] | None = None,
+        labels: Labels | None = None,
         *,
-        reference_labels: Int[Tensor, "m ..."] | None = None,
+        reference_labels: ReferenceLabels | None = None,
         pairs: Pairs | None = None,
         weights: Float[Tensor, " n"] | None = None,
     ) -> Tensor:

@@ -13,6 +13,9 @@ from torch import Tensor
 from scorecraft.core.checks import check_labels, describe, refuse
 from scorecraft.core.reductions import Mask
 
+Labels: TypeAlias = Int[Tensor, "n ..."] | Bool[Tensor, "n classes"]
+"""One class index per example, or a multi-hot row."""
+ReferenceLabels: TypeAlias = Int[Tensor, "m ..."] | Bool[Tensor, "m classes"]
 Part: TypeAlias = slice | Int[Tensor, " k"]
 """Some of the rows or columns."""
 
@@ -68,8 +71,8 @@ class Pairs(ABC):
 
     @staticmethod
     def from_labels(
-        labels: Int[Tensor, "n ..."],
-        reference_labels: Int[Tensor, "m ..."] | None = None,
+        labels: Labels,
+        reference_labels: ReferenceLabels | None = None,
         *,
         ids: Int[Tensor, " n"] | None = None,
         reference_ids: Int[Tensor, " m"] | None = None,
@@ -233,5 +236,5 @@ class _MaskPairs(Pairs):
         return self.positives[rows][:, columns], self.negatives[rows][:, columns], grades
 
 
-def _transpose(mask: Mask) -> Mask:
+def _transpose(mask: Mask) -> Bool[Tensor, "c r"] | bool:
     return mask if isinstance(mask, bool) else mask.T

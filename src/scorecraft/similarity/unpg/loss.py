@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -61,7 +61,7 @@ class UNPGLoss(BatchObjective):
         self.whisker = None if whisker is None else non_negative("whisker", whisker)
 
     @classmethod
-    def example(cls, *, classes: int, dimension: int) -> Self:
+    def example(cls, *, classes: int, dimension: int) -> UNPGLoss:
         generator = torch.Generator().manual_seed(0)
         return cls(CosFaceHead(classes, dimension, scale=16.0, margin=0.2, generator=generator))
 
