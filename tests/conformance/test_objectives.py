@@ -23,7 +23,7 @@ from scorecraft.core import (
     score_gradients,
     tiled,
 )
-from scorecraft.core.objective import whole_tile
+from scorecraft.core.sweep import whole_tile
 
 TYPES = objective_types()
 ROWS = [kind for kind in TYPES if issubclass(kind, RowObjective)]
@@ -256,7 +256,7 @@ def test_degenerate_batches_are_finite_and_attached(kind: type[Objective], label
 
 
 def test_nothing_is_swept_for_gradient_under_no_grad(kind: type[Objective], monkeypatch: pytest.MonkeyPatch) -> None:
-    from scorecraft.core.engine import BlockSweep
+    from scorecraft.core.blocks import BlockSweep
 
     def refuse_to_pull(*args: object, **kwargs: object) -> None:
         raise AssertionError("a gradient pass ran under no_grad")

@@ -23,7 +23,7 @@ from scorecraft.core import (
     score_gradients,
     tiled,
 )
-from scorecraft.core.objective import Batch
+from scorecraft.core.batch import Batch
 from scorecraft.core.reductions import mask_out, masked_logsumexp, masked_sum
 from scorecraft.similarity.multi_similarity import MultiSimilarityLoss
 

@@ -1,22 +1,21 @@
 """The ground floor: checks, masked log-domain reductions, score maps, the two objective contracts and their engine."""
 
+from scorecraft.core.batch import Batch, Reduction
 from scorecraft.core.engine import tile_mean, tile_totals
 from scorecraft.core.gradient_caching import GradientCached, gradient_cached
 from scorecraft.core.memory import MemoryQueue, Remembering, remembering
 from scorecraft.core.objective import (
-    Batch,
     BatchObjective,
-    Context,
     Execution,
     Objective,
     ObjectiveSum,
     RowObjective,
-    Sweep,
 )
 from scorecraft.core.pairs import Pairs, Tile
 from scorecraft.core.paper import Paper, citation
 from scorecraft.core.reductions import Merge
 from scorecraft.core.scores import Cosine, Dot, NegativeDistance, NegativeSquaredDistance, PerHead, ScoreMap
+from scorecraft.core.sweep import Context, Sweep
 from scorecraft.core.wrappers import AcrossRanks, Tiled, Wrapper, across_ranks, score_gradients, tiled
 
 __all__ = [
@@ -37,6 +36,7 @@ __all__ = [
     "Pairs",
     "Paper",
     "PerHead",
+    "Reduction",
     "Remembering",
     "RowObjective",
     "ScoreMap",

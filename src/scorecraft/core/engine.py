@@ -13,203 +13,32 @@ that most blocks hold negatives only and need no masks. Differentiable once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scorecraft.core.objective import Batch, BatchObjective, Context, Measure, RowObjective, Sweep
-from scorecraft.core.pairs import Pairs, Tile
+from scorecraft.core.batch import Batch
+from scorecraft.core.blocks import BlockSweep, Visit, WeightsOf, rows_of
+from scorecraft.core.objective import BatchObjective, Execution, RowObjective
+from scorecraft.core.pairs import Tile
 from scorecraft.core.reductions import Merge
-from scorecraft.core.scores import ScoreMap
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from scorecraft.core.sweep import Context
 
 DEFAULT_BLOCK = 512
 """Rows and columns of a block: small enough that a block and its temporaries stay in the cache."""
-
-_SAMPLED_BLOCKS, _SAMPLED_ROWS = 2048, 64
-
-
 _Gradients: TypeAlias = tuple[Tensor | None, ...]
 
 
-class _Visit(NamedTuple):
-    rows: slice
-    columns: slice
-    mirrored: bool
-    """Whether the block also stands for its transpose, which is not visited."""
-
-
-class BlockSweep(Sweep):
-    """Passes over the scores of prepared embeddings, block by block.
-
-    Rows and columns are addressed in the sweep's own order (sorted by label when that helps); `arrange_*` and
-    `restore_rows` translate.
-    """
-
-    def __init__(
-        self,
-        score: ScoreMap,
-        pairs: Pairs,
-        *,
-        against_itself: bool,
-        block: int,
-        order_invariant: bool = True,
-        whole_rows: bool = False,
-        group: ProcessGroup | None = None,
-        ranks: int = 1,
-    ) -> None:
-        order = pairs.sorted() if order_invariant else None
-        self.score = score
-        self.pairs = pairs if order is None else order.pairs
-        self.row_order = None if order is None else order.rows
-        self.column_order = None if order is None else order.columns
-        self.against_itself = against_itself
-        self.symmetric = against_itself and pairs.symmetric and not whole_rows
-        self.row_block, self.column_block = block, block
-        if whole_rows:
-            self.column_block = pairs.columns
-            self.row_block = max(1, min(block, 4 * block * block // pairs.columns))
-        self.group, self.ranks = group, ranks
-        self.whole = None
-        self.x = self.y = self._buffer = torch.empty(0)
-
-    def load(self, x: Tensor, y: Tensor | None) -> None:
-        """Take the prepared embeddings the next passes run over."""
-        self.x = x.detach() if self.row_order is None else x.detach()[self.row_order]
-        if y is None:
-            self.y = self.x
-        else:
-            self.y = y.detach() if self.column_order is None else y.detach()[self.column_order]
-        size = min(self.row_block, len(self.x)) * min(self.column_block, len(self.y)) * self.score.channels
-        if self._buffer.numel() != size or self._buffer.dtype != x.dtype or self._buffer.device != x.device:
-            self._buffer = torch.empty(size, dtype=x.dtype, device=x.device)
-
-    def unload(self) -> None:
-        """Let go of embeddings and buffer between forward and backward."""
-        self.x = self.y = self._buffer = torch.empty(0)
-
-    def arrange_rows(self, values: Tensor) -> Tensor:
-        """Row values `[n]` in the sweep's order."""
-        return values if self.row_order is None else values[self.row_order]
-
-    def restore_rows(self, values: Tensor) -> Tensor:
-        """Row values of the sweep in the batch's order."""
-        return _restore(values, self.row_order)
-
-    def restore_columns(self, values: Tensor) -> Tensor:
-        """Column values of the sweep in the batch's order."""
-        return _restore(values, self.column_order)
-
-    def visits(self) -> Iterator[_Visit]:
-        """The blocks of one pass."""
-        for row in range(0, self.pairs.rows, self.row_block):
-            rows = slice(row, min(row + self.row_block, self.pairs.rows))
-            for column in range(row if self.symmetric else 0, self.pairs.columns, self.column_block):
-                columns = slice(column, min(column + self.column_block, self.pairs.columns))
-                yield _Visit(rows, columns, self.symmetric and column > row)
-
-    def tile(self, visit: _Visit) -> Tile:
-        """The block of a visit; its scores live in the shared buffer until the next one."""
-        positives, negatives, grades = self.pairs.block(visit.rows, visit.columns)
-        scores = self.score.scores(self.x[visit.rows], self.y[visit.columns], out=self._buffer)
-        rows = self._indices(visit.rows, self.row_order)
-        return Tile(scores, positives, negatives, rows, self._indices(visit.columns, self.column_order), grades)
-
-    def _indices(self, part: slice, order: Tensor | None) -> Tensor:
-        return torch.arange(part.start, part.stop, device=self.x.device) if order is None else order[part]
-
-    def tiles(self) -> Iterator[tuple[Tile, int]]:
-        for visit in self.visits():
-            yield self.tile(visit), 2 if visit.mirrored else 1
-
-    def rows(self, measure: Measure, context: Context | None = None, **merges: Merge) -> dict[str, Tensor]:
-        context = context or {}
-        dtype = self.x.dtype
-        found = {
-            name: torch.full((self.pairs.rows,), merge.neutral, dtype=dtype, device=self.x.device)
-            for name, merge in merges.items()
-        }
-
-        def record(tile: Tile, rows: slice) -> None:
-            for name, value in measure(tile, rows_of(context, rows)).items():
-                found[name][rows] = merges[name].combine(found[name][rows], value)
-
-        for visit in self.visits():
-            tile = self.tile(visit)
-            record(tile, visit.rows)
-            if visit.mirrored:
-                record(tile.transposed(), visit.columns)
-        return found
-
-    def totals(self, measure: Measure, context: Context | None = None, **merges: Merge) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for visit in self.visits():
-            values = measure(self.tile(visit), rows_of(context or {}, visit.rows))
-            for name, value in values.items():
-                repeated = merges[name].repeat(value, 2 if visit.mirrored else 1)
-                found[name] = merges[name].combine(found[name], repeated) if name in found else repeated
-        return {name: self.all_reduce(value, merges[name]) for name, value in found.items()}
-
-    def all_reduce(self, value: Tensor, merge: Merge = Merge.SUM) -> Tensor:
-        return value if self.ranks == 1 else merge.all_reduce(value, self.group)
-
-    def count_negatives(self) -> int:
-        count = torch.zeros((), dtype=torch.int64, device=self.x.device)
-        for visit in self.visits():
-            _, negatives, _ = self.pairs.block(visit.rows, visit.columns)
-            size = (visit.rows.stop - visit.rows.start) * (visit.columns.stop - visit.columns.start)
-            inside = size * negatives if isinstance(negatives, bool) else negatives.sum()
-            count += inside * (2 if visit.mirrored else 1)
-        return int(self.all_reduce(count))
-
-    def sample(self, values_of: Callable[[Tile], Tensor]) -> Tensor:
-        # Pairs of one block resemble each other when rows are sorted by label: of each small random block only the
-        # diagonal is taken, so that no two pairs share a row.
-        generator = torch.Generator().manual_seed(0)
-        values = []
-        for _ in range(_SAMPLED_BLOCKS):
-            rows = torch.randint(self.pairs.rows, (_SAMPLED_ROWS,), generator=generator).to(self.x.device)
-            columns = torch.randint(self.pairs.columns, (_SAMPLED_ROWS,), generator=generator).to(self.x.device)
-            positives, negatives, grades = self.pairs.block(rows, columns)
-            scores = self.score.scores(self.x[rows], self.y[columns])
-            values.append(values_of(Tile(scores, positives, negatives, rows, columns, grades)).diagonal())
-        return torch.cat(values)
-
-    def pull(self, weights_of: _WeightsOf, needs_columns: bool) -> tuple[Tensor, Tensor | None]:
-        """One pass that turns pair weights into gradients of the prepared rows and columns."""
-        x_grad = torch.zeros_like(self.x)
-        y_grad = x_grad if self.against_itself else torch.zeros_like(self.y) if needs_columns else None
-        for visit in self.visits():
-            tile = self.tile(visit)
-            weights = weights_of(tile, visit)
-            x, y = self.x[visit.rows], self.y[visit.columns]
-            columns_grad = None if y_grad is None else y_grad[visit.columns]
-            self.score.pull(weights, tile.scores, x, y, x_grad[visit.rows], columns_grad)
-        x_grad = self.restore_rows(x_grad)
-        if self.against_itself or y_grad is None:
-            return x_grad, None
-        return x_grad, self.restore_columns(y_grad)
-
-
-class _WeightsOf:
-    """What a gradient pass asks of an objective: the weights of one block (of both its orders, when mirrored)."""
-
-    def __call__(self, tile: Tile, visit: _Visit) -> tuple[Tensor, ...]:
-        raise NotImplementedError
-
-
-class _RowWeights(_WeightsOf):
+class _RowWeights(WeightsOf):
     """Closed-form weights of a row objective, scaled by what each row's loss counts for."""
 
     def __init__(self, objective: RowObjective, context: Context, coefficients: Tensor | None) -> None:
         self.objective, self.context, self.coefficients = objective, context, coefficients
 
-    def __call__(self, tile: Tile, visit: _Visit) -> tuple[Tensor, ...]:
+    def __call__(self, tile: Tile, visit: Visit) -> tuple[Tensor, ...]:
         weights = self._scaled(tile, visit.rows)
         if visit.mirrored:
             for weight, other in zip(weights, self._scaled(tile.transposed(), visit.columns), strict=True):
@@ -223,18 +52,18 @@ class _RowWeights(_WeightsOf):
         return tuple(weight.mul_(self.coefficients[rows, None]) for weight in weights)
 
 
-class _Differentiated(_WeightsOf):
+class _Differentiated(WeightsOf):
     """Weights by autograd inside a block; gathers the gradient of learnable hyper-parameters on the way."""
 
     def __init__(self, parameters: tuple[Tensor, ...]) -> None:
         self.parameters = parameters
         self.gradients = [torch.zeros_like(parameter) for parameter in parameters]
 
-    def value(self, tile: Tile, visit: _Visit) -> Tensor:
+    def value(self, tile: Tile, visit: Visit) -> Tensor:
         """The scalar whose derivative the weights are."""
         raise NotImplementedError
 
-    def __call__(self, tile: Tile, visit: _Visit) -> tuple[Tensor, ...]:
+    def __call__(self, tile: Tile, visit: Visit) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             scores = tuple(channel.detach().requires_grad_() for channel in tile.scores)
             value = self.value(tile._replace(scores=scores), visit)
@@ -253,7 +82,7 @@ class _RowLossWeights(_Differentiated):
         self.objective, self.coefficients = objective, coefficients
         self.losses = torch.zeros_like(coefficients)
 
-    def value(self, tile: Tile, visit: _Visit) -> Tensor:
+    def value(self, tile: Tile, visit: Visit) -> Tensor:
         losses = self.objective.row_loss(tile)
         self.losses[visit.rows] = losses.detach()
         return losses @ self.coefficients[visit.rows]
@@ -273,7 +102,7 @@ class _TermWeights(_Differentiated):
         super().__init__(parameters)
         self.objective, self.context, self.totals, self.coefficients = objective, context, totals, coefficients
 
-    def value(self, tile: Tile, visit: _Visit) -> Tensor:
+    def value(self, tile: Tile, visit: Visit) -> Tensor:
         times = 2 if visit.mirrored else 1
         value = torch.zeros((), dtype=tile.score.dtype, device=tile.score.device)
         for name, term in self.objective.terms(tile, rows_of(self.context, visit.rows)).items():
@@ -287,14 +116,14 @@ class _TermWeights(_Differentiated):
         return value
 
 
-class _ClosedTermWeights(_WeightsOf):
+class _ClosedTermWeights(WeightsOf):
     """Of a batch objective that states them in closed form."""
 
     def __init__(self, objective: BatchObjective, context: Context, totals: Context, coefficients: Context) -> None:
         self.objective, self.context, self.totals, self.coefficients = objective, context, totals, coefficients
         self.doubled = {name: 2 * value for name, value in coefficients.items()}
 
-    def __call__(self, tile: Tile, visit: _Visit) -> tuple[Tensor, ...]:
+    def __call__(self, tile: Tile, visit: Visit) -> tuple[Tensor, ...]:
         coefficients = self.doubled if visit.mirrored else self.coefficients
         context = rows_of(self.context, visit.rows)
         return _as_channels(self.objective.pair_weights(tile, context, self.totals, coefficients))
@@ -340,7 +169,7 @@ class _RowLosses(torch.autograd.Function):
         # The gradient of a plain mean is one expanded number: it is cheaper to apply it at the end.
         uniform = ctx.objective.has_closed_form and grads[0].stride() == (0,)
         coefficients = None if uniform else sweep.arrange_rows(grads[0])
-        weights: _WeightsOf
+        weights: WeightsOf
         if coefficients is None or ctx.objective.has_closed_form:
             weights = _RowWeights(ctx.objective, context, coefficients)
         else:
@@ -397,7 +226,7 @@ class _Totals(torch.autograd.Function):
         sweep: BlockSweep = ctx.sweep
         coefficients = dict(zip(objective.totals, sweep.all_reduce(grads[0]), strict=True))
         totals = dict(zip(objective.totals, result, strict=True))
-        weights: _WeightsOf
+        weights: WeightsOf
         if objective.has_closed_form:
             weights = _ClosedTermWeights(objective, ctx.context, totals, coefficients)
         else:
@@ -407,6 +236,27 @@ class _Totals(torch.autograd.Function):
         sweep.unload()
         gradients = weights.gradients if isinstance(weights, _Differentiated) else ()
         return None, None, None, x_grad, y_grad, *gradients
+
+
+class Blocks(Execution):
+    """Evaluation on blocks of scores; without a block size, on one block (which several ranks need for their totals).
+
+    Args:
+        block: rows and columns of a block.
+    """
+
+    def __init__(self, block: int | None = None) -> None:
+        self.block = block
+
+    def row_objective(self, objective: RowObjective, batch: Batch) -> Tensor:
+        if self.block is None:
+            return super().row_objective(objective, batch)
+        return tile_mean(objective, batch, self.block)
+
+    def batch_objective(self, objective: BatchObjective, batch: Batch) -> Tensor:
+        block = max(batch.pairs.rows, batch.pairs.columns) if self.block is None else self.block
+        totals, context = tile_totals(objective, batch, block)
+        return objective.finish(totals, context, batch)
 
 
 def tile_mean(
@@ -461,11 +311,6 @@ def tile_totals(
     return dict(zip(objective.totals, values, strict=True)), context
 
 
-def rows_of(context: Context, rows: slice) -> Context:
-    """The part of a context that concerns some rows; what is 0-d concerns them all."""
-    return {name: value if value.ndim == 0 else value[rows] for name, value in context.items()}
-
-
 def _prepare(
     objective: RowObjective | BatchObjective, batch: Batch, block: int, *, whole_rows: bool
 ) -> tuple[Tensor, Tensor | None, BlockSweep]:
@@ -491,14 +336,6 @@ def _learnable(objective: RowObjective | BatchObjective) -> tuple[Tensor, ...]:
     if objective.has_closed_form:
         return ()
     return tuple(parameter for parameter in objective.parameters() if parameter.requires_grad)
-
-
-def _restore(values: Tensor, order: Tensor | None) -> Tensor:
-    if order is None:
-        return values
-    restored = torch.empty_like(values)
-    restored[order] = values
-    return restored
 
 
 def _as_channels(weights: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

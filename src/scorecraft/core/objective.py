@@ -8,116 +8,31 @@ and the wrappers (`tiled`, `across_ranks`) choose how those are evaluated.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from scorecraft.core.batch import Batch, Reduction
 from scorecraft.core.checks import choice, describe, finite, refuse
 from scorecraft.core.pairs import Labels, Pairs, ReferenceLabels, Tile
 from scorecraft.core.reductions import Merge
 from scorecraft.core.scores import Cosine, ScoreMap
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
-Reduction: TypeAlias = Literal["mean", "sum", "none"]
-Context: TypeAlias = Mapping[str, Tensor]
-"""What surveys found: tensors with a leading row axis, or 0-d tensors that concern the whole batch."""
-Measure: TypeAlias = Callable[[Tile, Context], dict[str, Tensor]]
+from scorecraft.core.sweep import Context, Sweep, whole_tile
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What an objective is evaluated on: this rank's rows, and everything they are compared with."""
-
-    embeddings: Tensor | None
-    reference: Tensor | None
-    """The columns; `None` means the rows themselves."""
-    pairs: Pairs
-    labels: Tensor | None = None
-    weights: Float[Tensor, " n"] | None = None
-    kept: Bool[Tensor, " n"] | None = None
-    """Rows that are not ignored; `None` keeps all."""
-    met_in_both_orders: bool = True
-    """Whether every pair is met twice, as `(i, j)` and as `(j, i)`: a batch against itself, on one rank or on many."""
-    ranks: int = 1
-    group: ProcessGroup | None = None
-
-    def all_sum(self, value: Tensor) -> Tensor:
-        """The sum over ranks, outside the graph."""
-        return value if self.ranks == 1 else Merge.SUM.all_reduce(value.detach(), self.group)
-
-    def reduce(self, row_losses: Float[Tensor, " n"], reduction: Reduction) -> Tensor:
-        """Weighted mean or sum over the rows of all ranks, so that the mean over ranks is the global value.
-
-        `mean = sum_i w_i loss_i / sum_i w_i`. On one of several ranks the sum runs over its own rows, and is scaled by
-        the number of ranks. `none` gives this rank's row losses, times their weights.
-        """
-        weights = self.weights if self.kept is None else self.kept if self.weights is None else self.weights * self.kept
-        weighted = row_losses if weights is None else row_losses * weights
-        if reduction == "none":
-            return weighted
-        total = weighted.sum() * self.ranks
-        if reduction == "sum":
-            return total
-        if weights is None and self.ranks == 1:
-            return total / len(row_losses)
-        count = row_losses.new_tensor(len(row_losses)) if weights is None else weights.sum(dtype=row_losses.dtype)
-        count = self.all_sum(count)
-        return total / torch.where(count > 0, count, 1)
-
-
-@dataclass(frozen=True, slots=True)
 class Execution:
-    """How an objective is evaluated: densely, or in blocks."""
+    """How an objective is evaluated; this one: densely, with autograd. The engine has another, on blocks."""
 
-    block: int | None = None
-    """Rows and columns of a block; `None` for one dense block."""
+    def row_objective(self, objective: RowObjective, batch: Batch) -> Tensor:
+        """The reduced loss of a row objective."""
+        return objective.evaluate_scores(objective.dense_scores(batch), batch)
 
-
-class Sweep:
-    """No-gradient passes over the scores of a batch; the dense form is one tile with gradient.
-
-    An objective's `survey` uses it to measure what its weights depend on (extremes, log-sum-exps, counts), one row at a
-    time (`rows`) or for the whole batch (`totals`). Every ordered pair is met once, whatever the blocks.
-    """
-
-    whole: Tile | None
-    """The one tile of the dense form."""
-
-    def __init__(self, tile: Tile) -> None:
-        self.whole = self._tile = tile
-
-    def tiles(self) -> Iterator[tuple[Tile, int]]:
-        """All tiles, each with how many ordered tiles it stands for (2 when its transpose is not visited)."""
-        yield self._tile, 1
-
-    def rows(self, measure: Measure, context: Context | None = None, **merges: Merge) -> dict[str, Tensor]:
-        """Measurements `[n]` of every row: `measure(tile, context)` on each block, merged along the row."""
-        del merges
-        return measure(self._tile, context or {})
-
-    def totals(self, measure: Measure, context: Context | None = None, **merges: Merge) -> dict[str, Tensor]:
-        """Measurements 0-d of the whole batch (of all ranks)."""
-        del merges
-        return measure(self._tile, context or {})
-
-    def all_reduce(self, value: Tensor, merge: Merge = Merge.SUM) -> Tensor:
-        """Merge a measurement of one's own over the ranks."""
-        del merge
-        return value
-
-    def count_negatives(self) -> int:
-        """Ordered negative pairs of the whole batch (of all ranks)."""
-        raise NotImplementedError("the dense form has one tile, `whole`: count there")
-
-    def sample(self, values_of: Callable[[Tile], Tensor]) -> Tensor:
-        """Some values of tiles drawn at random (the same draw every time), for a first guess at a distribution."""
-        raise NotImplementedError("the dense form has one tile, `whole`: nothing need be guessed")
+    def batch_objective(self, objective: BatchObjective, batch: Batch) -> Tensor:
+        """The loss of a batch objective."""
+        return objective.evaluate_scores(objective.dense_scores(batch), batch)
 
 
 class Objective(nn.Module):
@@ -328,11 +243,7 @@ class RowObjective(Objective):
         return self.row_values(context), self.pair_weights(tile, context)
 
     def evaluate(self, batch: Batch, execution: Execution) -> Tensor:
-        if execution.block is None:
-            return self.evaluate_scores(self.dense_scores(batch), batch)
-        from scorecraft.core.engine import tile_mean
-
-        return tile_mean(self, batch, execution.block)
+        return execution.row_objective(self, batch)
 
     def evaluate_scores(self, scores: tuple[Tensor, ...], batch: Batch) -> Tensor:
         return batch.reduce(self.row_loss(whole_tile(scores, batch.pairs)), self.reduction)
@@ -381,13 +292,7 @@ class BatchObjective(Objective):
     def evaluate(self, batch: Batch, execution: Execution) -> Tensor:
         if batch.weights is not None and not self.takes_weights:
             refuse("weights", f"none, {type(self).__name__} is no mean over rows", describe(batch.weights))
-        if execution.block is None and batch.ranks == 1:
-            return self.evaluate_scores(self.dense_scores(batch), batch)
-        from scorecraft.core.engine import tile_totals
-
-        block = max(batch.pairs.rows, batch.pairs.columns) if execution.block is None else execution.block
-        totals, context = tile_totals(self, batch, block)
-        return self.finish(totals, context, batch)
+        return execution.batch_objective(self, batch)
 
     def evaluate_scores(self, scores: tuple[Tensor, ...], batch: Batch) -> Tensor:
         tile = whole_tile(scores, batch.pairs)
@@ -426,14 +331,6 @@ class ObjectiveSum(Objective):
 
     def extra_repr(self) -> str:
         return "factors=" + ", ".join(f"{factor:g}" for factor in self.factors)
-
-
-def whole_tile(scores: tuple[Tensor, ...], pairs: Pairs) -> Tile:
-    """All scores of a batch as one tile."""
-    positives, negatives, grades = pairs.block(slice(None), slice(None))
-    rows = torch.arange(pairs.rows, device=scores[0].device)
-    columns = torch.arange(pairs.columns, device=scores[0].device)
-    return Tile(scores, positives, negatives, rows, columns, grades)
 
 
 def sum_of(values: Iterator[Tensor]) -> Tensor:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from scorecraft.core.batch import Batch
 from scorecraft.core.checks import positive_integer
-from scorecraft.core.engine import DEFAULT_BLOCK
-from scorecraft.core.objective import Batch, Execution, Objective
+from scorecraft.core.engine import DEFAULT_BLOCK, Blocks
+from scorecraft.core.objective import Execution, Objective
 from scorecraft.core.ranks import gather_rows, offset_of_rank, world_size
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Tiled(Wrapper):
         self.block = positive_integer("block", block)
 
     def evaluate(self, batch: Batch, execution: Execution) -> Tensor:
-        return self.objective.evaluate(batch, replace(execution, block=self.block))
+        return self.objective.evaluate(batch, Blocks(self.block))
 
     def extra_repr(self) -> str:
         return f"block={self.block}"
@@ -77,7 +78,7 @@ class AcrossRanks(Wrapper):
             ranks=ranks,
             group=self.group,
         )
-        return self.objective.evaluate(gathered, execution)
+        return self.objective.evaluate(gathered, execution if isinstance(execution, Blocks) else Blocks())
 
 
 def tiled(objective: Objective, *, block: int = DEFAULT_BLOCK) -> Tiled:

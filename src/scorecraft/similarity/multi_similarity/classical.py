@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from scorecraft.core.batch import Reduction
 from scorecraft.core.checks import finite, positive
-from scorecraft.core.objective import Context, Reduction, RowObjective, Sweep
+from scorecraft.core.objective import RowObjective
 from scorecraft.core.pairs import Tile
 from scorecraft.core.reductions import (
     Merge,
@@ -28,6 +29,7 @@ from scorecraft.core.reductions import (
     softplus_of,
 )
 from scorecraft.core.scores import ScoreMap
+from scorecraft.core.sweep import Context, Sweep
 
 
 class ContrastiveLoss(RowObjective):

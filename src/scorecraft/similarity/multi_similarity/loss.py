@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from scorecraft.core.batch import Reduction
 from scorecraft.core.checks import finite, positive
-from scorecraft.core.objective import Context, Reduction, RowObjective, Sweep
+from scorecraft.core.objective import RowObjective
 from scorecraft.core.pairs import Tile
 from scorecraft.core.reductions import (
     Merge,
@@ -23,6 +24,7 @@ from scorecraft.core.reductions import (
     softplus_of,
 )
 from scorecraft.core.scores import ScoreMap
+from scorecraft.core.sweep import Context, Sweep
 
 
 class MultiSimilarityLoss(RowObjective):

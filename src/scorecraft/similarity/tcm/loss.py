@@ -9,11 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from scorecraft.core.batch import Batch
 from scorecraft.core.checks import finite, non_negative
-from scorecraft.core.objective import Batch, BatchObjective, Context
+from scorecraft.core.objective import BatchObjective
 from scorecraft.core.pairs import Tile
 from scorecraft.core.reductions import Mask, Merge
 from scorecraft.core.scores import ScoreMap
+from scorecraft.core.sweep import Context
 
 
 class ThresholdConsistentMarginLoss(BatchObjective):

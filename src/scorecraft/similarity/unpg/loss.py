@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from scorecraft.core.batch import Batch, Reduction
 from scorecraft.core.checks import non_negative, refuse
-from scorecraft.core.objective import Batch, BatchObjective, Context, Reduction, Sweep
+from scorecraft.core.objective import BatchObjective
 from scorecraft.core.pairs import Pairs, Tile
 from scorecraft.core.reductions import Merge, mask_out, masked_logsumexp, scaled_exp
+from scorecraft.core.sweep import Context, Sweep
 from scorecraft.similarity.unpg.filter import quartile_bounds, tiled_quartile_bounds
 from scorecraft.similarity.unpg.heads import CosFaceHead, LogitHead
 
@@ -74,7 +76,7 @@ class UNPGLoss(BatchObjective):
         ignore: Tensor | None = None,
         **call: Any,
     ) -> Batch:
-        """As every objective's; a label of -1 marks a sample to ignore. Explicit pairs say themselves whom they join."""
+        """As every objective's; a label of -1 marks a sample to ignore, but for explicit pairs, which join whom they say."""
         if labels is None or labels.ndim != 1:
             refuse("labels", "one class index per sample", "none" if labels is None else tuple(labels.shape))
         unlabelled = labels == -1
