@@ -1,0 +1,114 @@
+"""Losses, miners, metrics and studies for everything that is trained, filtered or judged by a score.
+
+Names are imported when they are first used, so that `import scorecraft` itself costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scorecraft.core import (
+        Cosine,
+        Dot,
+        MemoryQueue,
+        NegativeDistance,
+        NegativeSquaredDistance,
+        Pairs,
+        across_ranks,
+        citation,
+        gradient_cached,
+        remembering,
+        score_gradients,
+        tiled,
+    )
+    from scorecraft.similarity.multi_similarity import (
+        BinomialDevianceLoss,
+        ContrastiveLoss,
+        LiftedStructureLoss,
+        MultiSimilarityLoss,
+        MultiSimilarityMiner,
+        NPairLoss,
+        TripletLoss,
+    )
+    from scorecraft.similarity.pk_sampler import PKSampler
+    from scorecraft.similarity.recall import recall_at_k
+    from scorecraft.similarity.tcm import ThresholdConsistentMarginLoss, opis
+    from scorecraft.similarity.unpg import ArcFaceHead, CosFaceHead, MagFaceHead, UNPGLoss
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArcFaceHead",
+    "BinomialDevianceLoss",
+    "ContrastiveLoss",
+    "CosFaceHead",
+    "Cosine",
+    "Dot",
+    "LiftedStructureLoss",
+    "MagFaceHead",
+    "MemoryQueue",
+    "MultiSimilarityLoss",
+    "MultiSimilarityMiner",
+    "NPairLoss",
+    "NegativeDistance",
+    "NegativeSquaredDistance",
+    "PKSampler",
+    "Pairs",
+    "ThresholdConsistentMarginLoss",
+    "TripletLoss",
+    "UNPGLoss",
+    "__version__",
+    "across_ranks",
+    "citation",
+    "gradient_cached",
+    "opis",
+    "recall_at_k",
+    "remembering",
+    "score_gradients",
+    "tiled",
+]
+
+_HOMES = {
+    "scorecraft.core": (
+        "Cosine",
+        "Dot",
+        "MemoryQueue",
+        "NegativeDistance",
+        "NegativeSquaredDistance",
+        "Pairs",
+        "across_ranks",
+        "citation",
+        "gradient_cached",
+        "remembering",
+        "score_gradients",
+        "tiled",
+    ),
+    "scorecraft.similarity.multi_similarity": (
+        "BinomialDevianceLoss",
+        "ContrastiveLoss",
+        "LiftedStructureLoss",
+        "MultiSimilarityLoss",
+        "MultiSimilarityMiner",
+        "NPairLoss",
+        "TripletLoss",
+    ),
+    "scorecraft.similarity.pk_sampler": ("PKSampler",),
+    "scorecraft.similarity.recall": ("recall_at_k",),
+    "scorecraft.similarity.tcm": ("ThresholdConsistentMarginLoss", "opis"),
+    "scorecraft.similarity.unpg": ("ArcFaceHead", "CosFaceHead", "MagFaceHead", "UNPGLoss"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'scorecraft' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

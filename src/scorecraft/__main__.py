@@ -1,0 +1,6 @@
+"""`python -m scorecraft` is the command `scorecraft`."""
+
+from scorecraft.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The tables of README.md, written from what is recorded under `results/`.
+
+    python -m scorecraft.catalog.readme            # rewrite them
+    python -m scorecraft.catalog.readme --check    # exit code 1 when they are not what the records say
+
+A table stands between `<!-- generated:NAME -->` and `<!-- /generated -->`; everything else is left alone.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scorecraft.catalog.entries import Entry, entries
+from scorecraft.catalog.records import bench_record, checkout, study_path, study_record
+from scorecraft.studies import wording
+from scorecraft.studies.result import StudyResult
+from scorecraft.studies.run_folder import write_atomically
+
+_BLOCK = re.compile(r"(<!-- generated:(?P<name>[a-z]+) -->\n).*?(<!-- /generated -->)", re.DOTALL)
+_DEVICES = ("cpu", "cuda")
+
+
+class BadReadme(ValueError):
+    """A README that lacks a table's markers, or has markers of a table nobody writes."""
+
+
+def refreshed(text: str) -> str:
+    """The README with its tables written anew.
+
+    Raises:
+        BadReadme: the markers are not those of the tables there are.
+    """
+    found = [block["name"] for block in _BLOCK.finditer(text)]
+    if sorted(found) != sorted(_TABLES):
+        raise BadReadme(
+            f"README.md: expected one block for each of {', '.join(_TABLES)}, got {', '.join(found) or 'none'}"
+        )
+    return _BLOCK.sub(lambda block: f"{block[1]}{_TABLES[block['name']]()}\n{block[3]}", text)
+
+
+def verdicts() -> str:
+    """The finished papers with what their desk study found."""
+    rows = [_verdict_row(entry) for entry in entries() if entry.done]
+    head = ("paper", "claim", f"improvement, {wording.CONFIDENCE_TEXT} interval", "margin", "paired seeds", "verdict")
+    return _table(head, rows) + "\n\n" + _origins([study_record(entry.paper.slug) for entry in entries() if entry.done])
+
+
+def benchmarks() -> str:
+    """The recorded benchmarks, one table per device."""
+    parts = []
+    for device in _DEVICES:
+        record = bench_record(device)
+        if record is not None:
+            head = ("bench", "case", "what", "ours", "peer", "floor", "ours / peer", "ours / floor", "bound", "kept")
+            parts += [_table(head, [_bench_row(row) for row in record["rows"]]), _peers(record), _origins([record])]
+    return "\n\n".join(parts) or "Not recorded yet."
+
+
+_TABLES: Mapping[str, Callable[[], str]] = {"verdicts": verdicts, "benchmarks": benchmarks}
+
+
+def _verdict_row(entry: Entry) -> Sequence[str]:
+    paper = entry.paper
+    name = f"[{paper.slug}]({paper.url}) {paper.title}"
+    record = study_record(paper.slug)
+    if record is None:
+        return name, "", "", "", "", "not recorded yet"
+    result = StudyResult.from_json(record)
+    claim, metric = result.claim, result.metric(result.claim.metric)
+    plot = f"results/studies/{paper.slug}/{result.scale}-{claim.world}.png"
+    linked = (
+        f"[{result.verdict}]({plot})" if study_path(paper.slug).with_name(Path(plot).name).is_file() else result.verdict
+    )
+    found = f"{wording.improvement(claim.found, metric)} {wording.improvement_interval(claim.found, metric)}"
+    return name, claim.sentence, found, wording.margin(claim, metric), str(claim.found.pairs), f"**{linked}**"
+
+
+def _bench_row(row: Mapping[str, Any]) -> Sequence[str]:
+    amounts = [_amount(row[entry], row["unit"]) for entry in ("ours", "peer", "floor")]
+    ratios = [_figure(row[ratio]) for ratio in ("ratio_to_peer", "ratio_to_floor")]
+    kept = {True: "yes", False: "**no**", None: ""}[row["within_limit"]]
+    return row["bench"], row["case"], row["what"], *amounts, *ratios, row["limit"] or "", kept
+
+
+def _peers(record: Mapping[str, Any]) -> str:
+    names = dict.fromkeys(row["peer_name"] for row in record["rows"] if row["peer_name"])
+    return "Peers: " + "; ".join(names) + ". The floor is one `x @ x.T` with its backward."
+
+
+def _origins(records: Sequence[Mapping[str, Any] | None]) -> str:
+    """One line for each machine and day that the records come from."""
+    lines = dict.fromkeys(_origin(record["provenance"]) for record in records if record is not None)
+    return "\n".join(lines) or "Nothing is recorded yet."
+
+
+def _origin(provenance: Mapping[str, Any]) -> str:
+    hardware, versions = provenance["hardware"], provenance["versions"]
+    machine = f"{hardware['cpu']}, {hardware['cores']} cores" + (f", {hardware['gpu']}" if hardware["gpu"] else "")
+    return f"Recorded {provenance['date'][:10]} on {machine}, torch {versions['torch']}."
+
+
+def _amount(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{_figure(value)} {unit}"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Rewrite or check the README of the checkout; returns the exit code."""
+    root = checkout()
+    if root is None or list(arguments) not in ([], ["--check"]):
+        print("usage, in a checkout: python -m scorecraft.catalog.readme [--check]", file=sys.stderr)
+        return 2
+    path = root / "README.md"
+    text = path.read_text(encoding="utf-8")
+    fresh = refreshed(text)
+    if fresh == text:
+        return 0
+    if arguments:
+        print("README.md is stale: run `python -m scorecraft.catalog.readme`", file=sys.stderr)
+        return 1
+    write_atomically(path, fresh)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,195 @@
+"""The commands and their options. What a command does is in a module of its own, imported when the command runs."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import scorecraft
+
+app = typer.Typer(
+    name="scorecraft",
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Room(StrEnum):
+    """The families of papers."""
+
+    similarity = "similarity"
+    relevance = "relevance"
+    preference = "preference"
+    probability = "probability"
+    importance = "importance"
+    density = "density"
+
+
+class Scale(StrEnum):
+    """How large a study is run."""
+
+    smoke = "smoke"
+    desk = "desk"
+
+
+class Device(StrEnum):
+    """What benchmarks run on."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+PAPER_HELP = "A paper's slug, such as multi-similarity (hyphens or underscores)."
+
+
+def _examples(*lines: str) -> str:
+    """An epilog that keeps one line per example."""
+    return "\n\n".join(["[bold]Examples[/]", *(f"  {line}" for line in lines)])
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"scorecraft {scorecraft.__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog=_examples(
+        "scorecraft list --room similarity",
+        "scorecraft reproduce multi-similarity",
+        "scorecraft COMMAND --help",
+    )
+)
+def scorecraft_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Papers about scores: what they claim, reproduced, measured and ready to use."""
+
+
+@app.command(
+    "list",
+    epilog=_examples(
+        "scorecraft list",
+        "scorecraft list --room density",
+        "scorecraft list --search 'hard negatives'",
+        "scorecraft list --json | jq -r '.[] | select(.status == \"done\") | .slug'",
+    ),
+)
+def list_command(
+    room: Annotated[Room | None, typer.Option(help="Only this family.")] = None,
+    search: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only papers in which all these words occur.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List all papers: what is finished, what is planned, and what was recorded."""
+    from scorecraft.cli import papers
+
+    papers.list_papers(None if room is None else room.value, search, json)
+
+
+@app.command(epilog=_examples("scorecraft show multi-similarity", "scorecraft show tcm --json"))
+def show(
+    paper: Annotated[str, typer.Argument(metavar="PAPER", help=PAPER_HELP)],
+    json: Json = False,
+) -> None:
+    """Show one paper: its card, its classes, its study's claim and recorded verdict, its citation."""
+    from scorecraft.cli import papers
+
+    papers.show_paper(paper, json)
+
+
+@app.command(epilog=_examples("scorecraft cite multi-similarity tcm", "scorecraft cite unpg >> references.bib"))
+def cite(
+    papers_: Annotated[list[str], typer.Argument(metavar="PAPER...", help=PAPER_HELP)],
+) -> None:
+    """Print BibTeX."""
+    from scorecraft.cli import papers
+
+    papers.cite_papers(papers_)
+
+
+@app.command(
+    epilog=_examples(
+        "scorecraft reproduce multi-similarity",
+        "scorecraft reproduce tcm unpg --scale smoke",
+        "scorecraft reproduce --all --jobs 8",
+        "scorecraft reproduce multi-similarity --seeds 16 --json > result.json",
+    )
+)
+def reproduce(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[PAPER]...", help=PAPER_HELP)] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every paper that has a study.")] = False,
+    scale: Annotated[
+        Scale, typer.Option(help="smoke: seconds, shows that it runs. desk: minutes, carries the verdict.")
+    ] = (Scale.desk),
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Paired seeds; the study's own number when left out.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time; one per core when left out.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where runs are written; scorecraft-runs/ here when left out.", file_okay=False)
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming a run that is there.")] = False,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="Also write the result into results/ of the checkout, where `list` reads it."),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Run papers' studies and judge their claims.
+
+    Finished trials are written at once: an interrupted run goes on where it stopped when the command is repeated.
+    """
+    from scorecraft.cli import reproduction
+
+    reproduction.reproduce(
+        names or [],
+        every=every,
+        scale=scale.value,
+        seeds=seeds,
+        jobs=jobs,
+        folder=folder,
+        fresh=fresh,
+        record=record,
+        as_json=json,
+    )
+
+
+@app.command(
+    epilog=_examples(
+        "scorecraft bench",
+        "scorecraft bench multi-similarity --json",
+        "scorecraft bench --device cuda --record",
+    )
+)
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Benches, by slug; all when left out.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.cpu,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="Also write the table into results/bench/ of the checkout (all benches only)."),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Measure time and memory against the peer and against the floor."""
+    from scorecraft.cli import benchmarks
+
+    benchmarks.bench(names or [], device=device.value, record=record, as_json=json)
+
+
+@app.command(epilog=_examples("scorecraft doctor", "scorecraft doctor --json"))
+def doctor(json: Json = False) -> None:
+    """Show versions and devices, and which optional parts are missing and how to install them."""
+    from scorecraft.cli import installation
+
+    installation.doctor(json)
