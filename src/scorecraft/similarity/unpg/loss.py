@@ -76,7 +76,7 @@ class UNPGLoss(BatchObjective):
         ignore: Tensor | None = None,
         **call: Any,
     ) -> Batch:
-        """As every objective's; a label of -1 marks a sample to ignore, but for explicit pairs, which join whom they say."""
+        """As every objective's; a label of -1 marks a sample to ignore (explicit pairs join whom they say)."""
         if labels is None or labels.ndim != 1:
             refuse("labels", "one class index per sample", "none" if labels is None else tuple(labels.shape))
         unlabelled = labels == -1
