@@ -54,7 +54,7 @@ def test_cards_are_complete(entry: catalog.Entry) -> None:
     assert paper.room in ROOMS
     assert paper.title.strip()
     assert paper.kind.strip()
-    # An arXiv identifier begins with year and month, and a paper is listed within days of it: in that month or next to it.
+    # An arXiv identifier begins with year and month, and a paper is listed within days of it.
     year, month = paper.date.split("-")[:2]
     submitted, listed = 12 * int(f"20{paper.arxiv[:2]}") + int(paper.arxiv[2:4]), 12 * int(year) + int(month)
     assert abs(listed - submitted) <= 1

@@ -24,8 +24,8 @@ from scorecraft.core import NegativeDistance
 from scorecraft.integrations.optional import require
 from scorecraft.integrations.torchmetrics import OPIS, FalseAcceptReject, RecallAtK
 from scorecraft.similarity.recall import recall_at_k
+from scorecraft.similarity.tcm.consistency import opis
 from scorecraft.similarity.tcm.operating import false_accept_reject
-from scorecraft.similarity.tcm.opis import opis
 
 CLASSES = 9
 RANGE = (0.4, 1.3)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,11 +15,18 @@ from torch import Tensor
 
 from scorecraft.core import Cosine, Dot, NegativeDistance, NegativeSquaredDistance
 from scorecraft.similarity.recall import recall_at_k
-from scorecraft.similarity.tcm.operating import OperatingCounts, PairBlocks, _Intervals, false_accept_reject
-from scorecraft.similarity.tcm.opis import _kth_largest, calibrated_range, opis, opis_from_counts
+from scorecraft.similarity.tcm.consistency import _kth_largest, calibrated_range, opis, opis_from_counts
+from scorecraft.similarity.tcm.operating import (
+    Block,
+    OperatingCounts,
+    PairBlocks,
+    _Intervals,
+    false_accept_reject,
+    positions,
+)
 
 operating_module = importlib.import_module("scorecraft.similarity.tcm.operating")
-opis_module = importlib.import_module("scorecraft.similarity.tcm.opis")
+opis_module = importlib.import_module("scorecraft.similarity.tcm.consistency")
 
 Pairs = list[tuple[int, int, float]]
 
@@ -37,6 +46,10 @@ def items(n: int = 40, d: int = 5, classes: int = 8, seed: int = 0, dtype: torch
     x = centres[labels] + 0.7 * torch.randn(n, d, generator=generator, dtype=torch.float64)
     order = torch.randperm(n, generator=generator)
     return x[order].to(dtype), labels[order] * 3 - 5  # any integers may be labels
+
+
+def blocks_of(pairs: PairBlocks) -> Iterator[Block]:
+    return pairs.each(lambda block: block._replace(scores=block.scores.clone()))
 
 
 def unit_distance(a: Tensor, b: Tensor) -> float:
@@ -181,7 +194,7 @@ def test_float32_counts_are_exact_on_its_own_distances() -> None:
     assert float(pooled[-1]) == math.floor(0.1 * total + 1e-9) / total
     expected = torch.zeros_like(result.counts.positives), torch.zeros_like(result.counts.negatives)
     order = y.argsort(stable=True)
-    for block in PairBlocks(x, y, score=Cosine()):
+    for block in blocks_of(PairBlocks(x, y, score=Cosine())):
         columns, rows = y[order[block.columns]], y[order[block.rows]]
         distances = (2 - 2 * block.scores).clamp(min=0).sqrt().double()
         found = torch.searchsorted(result.thresholds, distances)
@@ -228,6 +241,35 @@ def test_intervals_equal_a_search(dtype: torch.dtype, edges: list[float], even: 
     torch.testing.assert_close(intervals(values).long(), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.05, 0.5, 1.0])
+def test_positions_of_scores_in_a_range(share: float) -> None:
+    scores = torch.rand(37, 41, generator=torch.Generator().manual_seed(0))
+    scores[0, :5] = -math.inf
+    low = float(scores.quantile(1 - share))
+    expected = ((scores >= low) & (scores <= 0.99)).view(-1).nonzero().view(-1)
+    assert torch.equal(positions(scores, low, 0.99), expected)
+    assert torch.equal(positions(scores, low), (scores >= low).view(-1).nonzero().view(-1))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_do_not_change_the_result(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operating_module, "BLOCK_ROWS", 7)
+    x, y = items()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        result = opis(x, y)
+        assert torch.get_num_threads() == threads
+        started: list[int] = []
+        thread = threading.Thread(target=lambda: started.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert started == [threads]
+    finally:
+        torch.set_num_threads(before)
+    assert result.opis == pytest.approx(plain_opis(all_pairs(x, y), (0.01, 0.1), 101, 0.1)["opis"], abs=1e-10)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kept", [1 << 22, 1000, 0], ids=["kept", "first kept", "histograms"])
 @pytest.mark.parametrize("guess_errors", [4.0, 0.0, -2.0], ids=["good guess", "narrow guess", "bad guess"])
@@ -244,7 +286,9 @@ def test_quantiles_are_exact(
     y = y.unique(return_inverse=True)[1]
     x[:20] = x[0].sign() * 0.5  # many equal scores
     pairs = PairBlocks(x, y, score=Dot())
-    scores = torch.cat([block.scores[block.scores > -math.inf] for block in pairs]).sort(descending=True).values
+    scores = (
+        torch.cat([block.scores[block.scores > -math.inf] for block in blocks_of(pairs)]).sort(descending=True).values
+    )
     ranks = [1, 40, len(scores) // 2, len(scores)]
     found = torch.stack(_kth_largest(pairs, ranks, len(scores)))
     torch.testing.assert_close(found, scores[torch.tensor(ranks) - 1], rtol=0, atol=0)
@@ -263,8 +307,8 @@ def test_an_exact_zero_score_is_found() -> None:
 def test_one_sweep_finds_the_range_of_many_items(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opis_module, "KEPT", 1 << 16)
     sweeps = []
-    original = PairBlocks.__iter__
-    monkeypatch.setattr(PairBlocks, "__iter__", lambda self: (sweeps.append(1), original(self))[1])
+    original = PairBlocks.each
+    monkeypatch.setattr(PairBlocks, "each", lambda self, look: (sweeps.append(1), original(self, look))[1])
     x, y = items(n=2500, d=16, classes=60, dtype=torch.float32)
     low, high = calibrated_range(x, y, far_range=(0.002, 0.01))
     assert len(sweeps) == 1

@@ -128,7 +128,7 @@ def test_softmax_with_tcm_is_the_sum(batch):
 def test_class_vectors_are_short_and_the_seeds():
     heads = [unpg.CosFaceHead(300, 12) for _ in range(3)]
     for head, seed in zip(heads, (0, 0, 1), strict=True):
-        draw_class_vectors(head, seed)
+        draw_class_vectors(head.weight, seed)
     assert heads[0].weight.abs().max() <= (6 / 312) ** 0.5
     assert torch.equal(heads[0].weight, heads[1].weight)
     assert not torch.equal(heads[0].weight, heads[2].weight)

@@ -34,7 +34,7 @@ from scorecraft.bench.harness import (
 from scorecraft.bench.inputs import FLOOR, classes_of, clustered, forward_backward
 from scorecraft.core import tiled
 from scorecraft.similarity.tcm import ThresholdConsistentMarginLoss
-from scorecraft.similarity.tcm.opis import calibrated_range, opis
+from scorecraft.similarity.tcm.consistency import calibrated_range, opis
 
 PER_CLASS, CLASSES_PER_CENTRE, SPREAD = 4, 16, 0.9
 OPIS_PER_CLASS, OPIS_SPREAD, THRESHOLDS, FAR_RANGE = 20, 1.7, 101, (0.01, 0.1)

@@ -65,7 +65,7 @@ _TABLES: Mapping[str, Callable[[], str]] = {"verdicts": verdicts, "benchmarks": 
 
 def _verdict_row(entry: Entry) -> Sequence[str]:
     paper = entry.paper
-    name = f"[{paper.slug}]({paper.url}) {paper.title}"
+    name = f"[{paper.slug}](docs/papers/{paper.slug}.md): [{paper.title}]({paper.url})"
     record = study_record(paper.slug)
     if record is None:
         return name, "", "", "", "", "not recorded yet"

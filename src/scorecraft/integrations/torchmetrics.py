@@ -31,8 +31,8 @@ from scorecraft.core.scores import ScoreMap
 from scorecraft.integrations.optional import require
 from scorecraft.similarity.recall import recall_at_k
 from scorecraft.similarity.tcm import operating
+from scorecraft.similarity.tcm.consistency import OPISResult, opis, opis_from_counts
 from scorecraft.similarity.tcm.operating import OperatingCounts, Orientation
-from scorecraft.similarity.tcm.opis import OPISResult, opis, opis_from_counts
 
 require("torchmetrics", "metric-learning")
 

@@ -14,12 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from scorecraft.similarity.pk_sampler import PKSampler
-from scorecraft.similarity.unpg import MarginHead
 from scorecraft.studies.study import Contender, Scale, Settings, World
 from scorecraft.studies.worlds import Items, generator, meet
 
 KAIMING = 6**0.5
 """The `weight_scale` that makes initial weights those of Kaiming's rule for ReLU, of variance `2 / inputs`."""
+
+_OF_TRAINING = ("weight_scale", "class_vector_scale")
 
 Objective = Callable[[Float[Tensor, "n d"], Int[Tensor, " n"]], Float[Tensor, ""]]
 Batches = Callable[[Int[Tensor, " n"], Settings, int], Iterable[Int[Tensor, " b"]]]
@@ -31,21 +32,21 @@ def unseen_embeddings(
     seed: int,
     scale: Scale,
     *,
-    objective: Callable[[Contender, Items, int, int], Objective],
+    objective: Callable[[World, Contender, Items, int, int], Objective],
     batches: Batches,
 ) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
     """What a contender makes of a world's unseen items, and their classes.
 
     Args:
-        world: its settings are those of `worlds.meet`, and `weight_scale` of the encoder's initial weights (default 1).
+        world: its settings are those of `worlds.meet`, and of training in it: `weight_scale` of the encoder's initial
+            weights (default 1), `class_vector_scale` of those of a head.
         contender: `raw` and `oracle` take the items as they are, the others are trained.
         seed: of weights and batches.
         scale: with the settings `hidden`, `embedding` (widths), `learning_rate`, `weight_decay` and those of `batches`.
-        objective: makes a contender's objective from contender, seen items, width of the embeddings and seed.
+        objective: makes an objective from world, contender, seen items, width of the embeddings and seed.
         batches: `class_batches` or `random_batches`.
     """
-    settings = dict(world.settings)
-    weight_scale = settings.pop("weight_scale", 1.0)
+    settings = {name: value for name, value in world.settings.items() if name not in _OF_TRAINING}
     seen, unseen = meet(world.name, seed, settings)
     if contender.name == "raw":
         return unseen.features, unseen.labels
@@ -53,10 +54,11 @@ def unseen_embeddings(
         return unseen.identity, unseen.labels
     told = scale.settings
     width = told["embedding"]
-    encoder = perceptron((seen.features.shape[1], told["hidden"], told["hidden"], width), seed, scale=weight_scale)
+    widths = (seen.features.shape[1], told["hidden"], told["hidden"], width)
+    encoder = perceptron(widths, seed, scale=world.settings.get("weight_scale", 1.0))
     train(
         encoder,
-        objective(contender, seen, width, seed),
+        objective(world, contender, seen, width, seed),
         seen,
         batches(seen.labels, told, seed),
         learning_rate=told["learning_rate"],
@@ -81,13 +83,13 @@ def perceptron(widths: Sequence[int], seed: int, *, scale: float = 1.0) -> nn.Se
     return nn.Sequential(*layers[:-1])
 
 
-def draw_class_vectors(head: MarginHead, seed: int) -> None:
-    """Draw a head's class vectors by Xavier's rule, uniform in `+- sqrt(6 / (classes + width))`.
+def draw_class_vectors(vectors: Float[Tensor, "c d"], seed: int, *, scale: float = 1.0) -> None:
+    """Fill a head's class vectors by Xavier's rule, uniform in `+- scale sqrt(6 / (classes + width))`.
 
     Their length does not matter to the loss but to Adam, whose steps turn short vectors further than long ones. The
     official code of UNPG starts its heads so.
     """
-    nn.init.xavier_uniform_(head.weight, generator=generator(seed, "class vectors"))
+    nn.init.xavier_uniform_(vectors, gain=scale, generator=generator(seed, "class vectors"))
 
 
 def class_batches(labels: Int[Tensor, " n"], settings: Settings, seed: int) -> Iterator[Int[Tensor, " b"]]:

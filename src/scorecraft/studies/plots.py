@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from scorecraft.studies import wording
 from scorecraft.studies.result import StudyResult
@@ -41,7 +42,7 @@ def world_figure(result: StudyResult, world: str, palette: Palette = LIGHT) -> F
     """
     metric = result.metric(result.claim.metric)
     contenders = result.contenders_in(world)
-    figure = Figure(figsize=(9.6, 1.55 + 0.42 * len(contenders)), layout="constrained", facecolor=palette.background)
+    figure = Figure(figsize=(9.6, 1.3 + 0.38 * len(contenders)), layout="constrained", facecolor=palette.background)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.35, 1))
     rows = {contender.name: row for row, contender in enumerate(contenders)}
@@ -67,8 +68,7 @@ def world_figure(result: StudyResult, world: str, palette: Palette = LIGHT) -> F
 
     right.axvline(0, color=palette.baseline, linewidth=1, zorder=1)
     baseline = next(one for one in contenders if one.role == "baseline")
-    unit = ", as a share of its mean" if result.claim.relative else ""
-    right.set_xlabel(f"improvement over {baseline.title}{unit}")
+    right.set_xlabel(f"improvement over {baseline.title}")
     if world == result.claim.world:
         right.axvline(result.claim.margin, color=palette.margin, linewidth=1.4, linestyle=(0, (4, 3)), zorder=1)
         right.annotate(
@@ -83,7 +83,7 @@ def world_figure(result: StudyResult, world: str, palette: Palette = LIGHT) -> F
             fontsize=8.5,
         )
     if result.claim.relative:
-        right.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f} %".replace("-", wording.MINUS))
+        right.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %".replace("-", wording.MINUS))
     for axes in (left, right):
         _dress(axes, palette)
     for label, contender in zip(left.get_yticklabels(), contenders, strict=True):
@@ -116,7 +116,8 @@ def _dress(axes: Axes, palette: Palette) -> None:
     axes.set_facecolor(palette.background)
     axes.grid(axis="x", color=palette.faint, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.margins(y=0.12)
+    axes.margins(y=0.07)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.tick_params(colors=palette.ink, labelsize=9, length=0)
     axes.xaxis.label.set_color(palette.ink)
     axes.xaxis.label.set_fontsize(9)

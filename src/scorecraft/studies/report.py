@@ -197,7 +197,7 @@ def _world_section(result: StudyResult, world: World) -> str:
     from scorecraft.studies.plots import DARK, LIGHT, png, world_figure
 
     light, dark = (
-        "data:image/png;base64," + base64.b64encode(png(world_figure(result, world.name, palette))).decode()
+        "data:image/png;base64," + base64.b64encode(png(world_figure(result, world.name, palette), dpi=120)).decode()
         for palette in (LIGHT, DARK)
     )
     alternative = escape(f"{world.title}: every seed of every contender, and improvements over the baseline")
@@ -218,8 +218,29 @@ def _world_section(result: StudyResult, world: World) -> str:
         f"{_table(header, [cells for _, cells in rows], classes=[role for role, _ in rows])}"
         f"<p class=quiet>Means with {wording.CONFIDENCE_TEXT} intervals over {len(result.seeds)} seeds. Improvements "
         "are paired by seed and count in the direction of the metric; p-values carry Holm's correction over the "
-        "contenders of this table.</p></section>"
+        f"contenders of this table.</p>{_every_metric(result, world)}</section>"
     )
+
+
+def _every_metric(result: StudyResult, world: World) -> str:
+    """The method against the baseline by each metric, where there are several."""
+    rows = []
+    for metric in result.metrics:
+        compared = result.comparison(world.name, result.claim.method, metric.name)
+        if compared is not None:
+            values = [
+                wording.interval(mean_interval(result.values(world.name, name, metric.name)), metric)
+                for name in (result.claim.method, result.claim.baseline)
+            ]
+            gain, interval = (
+                write(compared.found, metric) for write in (wording.improvement, wording.improvement_interval)
+            )
+            rows.append([metric.title, *values, gain, interval, wording.p_value(compared.p_holm)])
+    if len(rows) < 2:
+        return ""
+    names = [result.contender(name).title for name in (result.claim.method, result.claim.baseline)]
+    header = ["by every metric", *names, "improvement", f"{wording.CONFIDENCE_TEXT} interval", "p (Holm)"]
+    return _table(header, rows)
 
 
 def _expectations(result: StudyResult) -> str:
@@ -252,7 +273,8 @@ def _settings(result: StudyResult) -> str:
 
 
 def _settings_text(settings: Settings) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in settings.items()}
+    return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in texts.items())
 
 
 def _seed_values(result: StudyResult) -> str:

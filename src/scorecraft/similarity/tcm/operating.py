@@ -8,10 +8,13 @@ pair of blocks once. Nothing of size `n x n` is ever held.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from queue import SimpleQueue
+from typing import Literal, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -20,18 +23,21 @@ from scorecraft.core.checks import check_labels, check_values, choice, describe,
 from scorecraft.core.scores import Cosine, ScoreMap
 
 Orientation = Literal["distance", "similarity"]
+Seen = TypeVar("Seen")
 
 BLOCK_ROWS = 1024
 """Rows and columns of a block: large enough that its overhead is small, small enough for the shared cache."""
 
 LINE_MARGIN = 1e-9
 """In steps between thresholds: far above the rounding of float64, far below the resolution of float32."""
+FEW = 0.03
+"""Share of selected scores below which selecting by branches is the faster way."""
 MAX_UNCLEAR = 4
 """Edges compared one by one at most; beyond that, searching is faster."""
 
 
 class Block(NamedTuple):
-    """Scores between a run of rows and a run of columns, both sorted by class; valid until the next block is made."""
+    """Scores between a run of rows and a run of columns, both sorted by class; valid while it is looked at."""
 
     scores: Float[Tensor, "r c"]
     """Scores of the negative pairs; -inf where the pair is positive, a self pair, or counted in another block."""
@@ -100,9 +106,8 @@ class PairBlocks:
         self.offset = offset
         self._row_runs = _runs(self.row_classes)
         self._column_runs = self._row_runs if self.own else _runs(self.column_classes)
-        self._buffer = self.x.new_empty(
-            max(rows.stop - rows.start for rows, _ in self._row_runs)
-            * max(columns.stop - columns.start for columns, _ in self._column_runs)
+        self._largest = max(rows.stop - rows.start for rows, _ in self._row_runs) * max(
+            columns.stop - columns.start for columns, _ in self._column_runs
         )
 
     def pair_totals(self, classes: int) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
@@ -131,24 +136,52 @@ class PairBlocks:
             squares.append(scores.masked_fill(self.row_classes[i, None] == self.column_classes[j], -math.inf)[None])
         return torch.cat(squares)
 
-    def __iter__(self) -> Iterator[Block]:
-        nothing = self.row_order.new_empty(0)
-        for i, (rows, row_span) in enumerate(self._row_runs):
-            for columns, column_span in self._column_runs[i if self.own else 0 :]:
-                where = (rows, columns, row_span, column_span)
-                with _full_precision(self.x):
-                    (scores,) = self.score.scores(self.x[rows], self.y[columns], self._buffer)
-                if row_span[1] < column_span[0] or column_span[1] < row_span[0]:
-                    yield Block(scores, *where, scores.new_empty(0), nothing, nothing)
-                    continue
-                same = self.row_classes[rows, None] == self.column_classes[columns]
-                counted = self._counted(rows, columns)
-                positive_rows, positive_columns = (same if counted is None else same & counted).nonzero(as_tuple=True)
-                positive_scores = scores[positive_rows, positive_columns]
-                scores.masked_fill_(same if counted is None else same | ~counted, -math.inf)
-                yield Block(
-                    scores, *where, positive_scores, positive_rows + rows.start, positive_columns + columns.start
-                )
+    def each(self, look: Callable[[Block], Seen]) -> Iterator[Seen]:
+        """`look(block)` for every block, in order; on the CPU several at a time, each in one thread."""
+        jobs = [
+            (i, j)
+            for i in range(len(self._row_runs))
+            for j in range(i if self.own else 0, len(self._column_runs))
+        ]  # fmt: skip
+        threads = torch.get_num_threads()
+        workers = min(threads, len(jobs)) if self.x.device.type == "cpu" else 1
+        buffers: SimpleQueue[Tensor] = SimpleQueue()
+        for _ in range(workers):
+            buffers.put(self.x.new_empty(self._largest))
+
+        def work(job: tuple[int, int]) -> Seen:
+            buffer = buffers.get()
+            try:
+                return look(self._block(*job, buffer))
+            finally:
+                buffers.put(buffer)
+
+        if workers == 1:
+            yield from map(work, jobs)
+            return
+        # Blocks side by side keep all cores busy where operations on one block, some of them serial, would not.
+        try:
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield from pool.map(work, jobs)
+        finally:
+            # The workers' setting is theirs alone, except that it became the default of threads yet to start.
+            torch.set_num_threads(threads)
+
+    def _block(self, i: int, j: int, buffer: Tensor) -> Block:
+        """The block of a run of rows and a run of columns."""
+        (rows, row_span), (columns, column_span) = self._row_runs[i], self._column_runs[j]
+        where = (rows, columns, row_span, column_span)
+        with _full_precision(self.x):
+            (scores,) = self.score.scores(self.x[rows], self.y[columns], buffer)
+        if row_span[1] < column_span[0] or column_span[1] < row_span[0]:
+            nothing = self.row_order.new_empty(0)
+            return Block(scores, *where, scores.new_empty(0), nothing, nothing)
+        same = self.row_classes[rows, None] == self.column_classes[columns]
+        counted = self._counted(rows, columns)
+        positive_rows, positive_columns = (same if counted is None else same & counted).nonzero(as_tuple=True)
+        positive_scores = scores[positive_rows, positive_columns]
+        scores.masked_fill_(same if counted is None else same | ~counted, -math.inf)
+        return Block(scores, *where, positive_scores, positive_rows + rows.start, positive_columns + columns.start)
 
     def _counted(self, rows: slice, columns: slice) -> Bool[Tensor, "r c"] | None:
         """The pairs of a block that count here: not a self pair (by index), not already met the other way round."""
@@ -209,8 +242,8 @@ class OperatingCounts:
             refuse("thresholds", f"thresholds from strict to lenient ({order}), all different", _shorten(grid))
         self.thresholds: Float[Tensor, " g"] = grid.to(device)
         shape = (self.classes, len(grid) + 1)
-        self.positives: Int[Tensor, "t g+1"] = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.negatives: Int[Tensor, "t g+1"] = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.positives: Int[Tensor, "t bins"] = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.negatives: Int[Tensor, "t bins"] = torch.zeros(shape, dtype=torch.int64, device=device)
         self.hits: Int[Tensor, ""] = torch.zeros((), dtype=torch.int64, device=device)
         """Queries whose best positive no negative outranks (Recall@1)."""
         self.queries: Int[Tensor, ""] = torch.zeros((), dtype=torch.int64, device=device)
@@ -254,37 +287,49 @@ class OperatingCounts:
     @torch.no_grad()
     def add(self, pairs: PairBlocks) -> OperatingCounts:
         """Count the pairs of these blocks; returns itself."""
-        device, dtype = pairs.x.device, pairs.x.dtype
-        intervals = _Intervals(self._as_distance(self.thresholds).to(device), dtype)
-        columns = len(self.thresholds) + 1
+        device, columns = pairs.x.device, len(self.thresholds) + 1
+        edges = self._as_distance(self.thresholds).to(device)
+        intervals, bound = _Intervals(edges, pairs.x.dtype), self._score_at(float(edges[-1]), pairs.x.dtype)
         positives = torch.zeros(self.classes, columns, dtype=torch.int64, device=device)
         negatives = torch.zeros_like(positives)
         best_negative = pairs.x.new_full((len(pairs.x),), -math.inf)
         best_positive = torch.full_like(best_negative, -math.inf)
-        row_classes, column_classes = pairs.row_classes.int(), pairs.column_classes.int()
-        for block in pairs:
-            torch.maximum(best_negative[block.rows], block.scores.amax(dim=1), out=best_negative[block.rows])
-            if pairs.own:
-                here = best_negative[block.columns]
-                torch.maximum(here, block.scores.amax(dim=0), out=here)
-            if len(block.positive_scores):
+
+        def look(block: Block) -> tuple[Block, Tensor, Tensor, Tensor | None, list[Tensor]]:
+            """Of a block: interval of each positive pair, best negative of each row and column, negatives by class."""
+            found = intervals(self.distance_(block.positive_scores.clone()))
+            of_rows = block.scores.amax(dim=1)
+            of_columns = block.scores.amax(dim=0) if pairs.own else None
+            places = positions(block.scores, bound)
+            accepted = intervals(self.distance_(block.scores.view(-1).index_select(0, places)))
+            width = block.scores.shape[1]
+            row_starts = torch.arange(0, block.scores.numel() + 1, width, device=device)
+            rows = torch.repeat_interleave(torch.searchsorted(places, row_starts).diff())
+            tables = []
+            for classes, (first, last), items in (
+                (pairs.row_classes[block.rows], block.row_span, rows),
+                (pairs.column_classes[block.columns], block.column_span, places.sub_(rows * width)),
+            ):
+                # Sorted by class, a block spans few: the table stays in the cache.
+                keys = ((classes - first) * columns).index_select(0, items).add_(accepted)
+                tables.append(torch.bincount(keys, minlength=(last - first + 1) * columns).view(-1, columns))
+            return block, found, of_rows, of_columns, tables
+
+        for block, found, of_rows, of_columns, tables in pairs.each(look):
+            for (first, last), table in zip((block.row_span, block.column_span), tables, strict=True):
+                negatives[first : last + 1] += table
+            best = best_negative[block.rows]
+            torch.maximum(best, of_rows, out=best)
+            if of_columns is not None:
+                best = best_negative[block.columns]
+                torch.maximum(best, of_columns, out=best)
+            if len(found):
+                keys = pairs.row_classes[block.positive_rows] * columns + found
+                positives += torch.bincount(keys, minlength=positives.numel()).view_as(positives)
                 best_positive.scatter_reduce_(0, block.positive_rows, block.positive_scores, "amax")
                 if pairs.own:
                     best_positive.scatter_reduce_(0, block.positive_columns, block.positive_scores, "amax")
-                found = intervals(self.distance_(block.positive_scores))
-                found = found + pairs.row_classes[block.positive_rows] * columns
-                positives += torch.bincount(found, minlength=positives.numel()).view_as(positives)
-            found = intervals(self.distance_(block.scores))
-            for classes, (first, last) in (
-                (row_classes[block.rows].unsqueeze(1), block.row_span),
-                (column_classes[block.columns], block.column_span),
-            ):
-                # Sorted by class, a block spans few: the table of this bincount stays in the cache.
-                tables = (classes - first) * columns
-                table = torch.bincount(found.add_(tables).view(-1), minlength=(last - first + 1) * columns)
-                negatives[first : last + 1] += table.view(-1, columns)
-                found.sub_(tables)
-        # The last interval also collected the pairs that do not count; the class sizes tell how many do.
+        # Pairs that no threshold accepts were not looked at; the class sizes tell how many there are.
         for counts, total in zip((positives, negatives), pairs.pair_totals(self.classes), strict=True):
             counts[:, -1] = total - counts[:, :-1].sum(dim=1)
         has_positive = best_positive > -math.inf
@@ -309,6 +354,13 @@ class OperatingCounts:
             two = torch.full((), 2.0, dtype=scores.dtype, device=scores.device)
             return torch.add(two, scores, alpha=-2, out=scores).clamp_(min=0).sqrt_()
         return scores.neg_()
+
+    def _score_at(self, distance: float, dtype: torch.dtype) -> float:
+        """A finite score that every pair within this distance has at least, up to rounding."""
+        lowest = torch.finfo(dtype).min
+        if self.orientation == "distance" and isinstance(self.score, Cosine):
+            return max(1 - max(distance, 0) ** 2 / 2 - 8 * torch.finfo(dtype).eps, lowest)
+        return max(-distance, lowest)
 
     @property
     def has_positives(self) -> Bool[Tensor, " t"]:
@@ -466,26 +518,37 @@ class _Intervals:
         self.unclear = (~clear).nonzero().flatten().tolist()
         self.even = len(self.unclear) <= MAX_UNCLEAR
         self.shift = torch.full((), 1 + offset, dtype=torch.float64, device=edges.device)
-        self._wide = self._narrow = torch.empty(0)
 
     def __call__(self, values: Tensor) -> Int[Tensor, "..."]:
-        """Interval of every value, as int32; valid until the next call."""
+        """Interval of every value, as int32."""
         if not self.even:
             return torch.bucketize(values, self.edges, out_int32=True)
-        if self._wide.numel() < values.numel():
-            self._wide = torch.empty(values.numel(), dtype=torch.float64, device=values.device)
-            self._narrow = torch.empty(values.numel(), dtype=torch.int32, device=values.device)
-        wide, narrow = self._wide[: values.numel()].view_as(values), self._narrow[: values.numel()].view_as(values)
-        wide.copy_(values)
-        torch.add(self.shift, wide, alpha=self.scale, out=wide).clamp_(0, len(self.edges))
-        narrow.copy_(wide)  # towards zero
-        corrections = [(values > self.edges[edge]).int() - (narrow > edge).int() for edge in self.unclear]
+        steps = torch.add(self.shift, values.double(), alpha=self.scale)
+        found = steps.clamp_(0, len(self.edges)).int()  # towards zero
+        corrections = [(values > self.edges[edge]).int() - (found > edge).int() for edge in self.unclear]
         for correction in corrections:
-            narrow.add_(correction)
-        return narrow
+            found.add_(correction)
+        return found
 
 
-def _accepted_share(counts: Int[Tensor, "... g+1"]) -> Float[Tensor, "... g"]:
+def positions(scores: Float[Tensor, "r c"], low: float, high: float = math.inf) -> Int[Tensor, " p"]:
+    """Flat positions, in order, of the scores in `[low, high]`."""
+    if scores.device.type != "cpu":
+        return ((scores >= low) & (scores <= high)).view(-1).nonzero().view(-1)
+    # On the CPU numpy compares and compacts several times faster. It has one way for few positions, by branches, and
+    # one for many, without: positions that are always taken, appended here, make it use the latter where it is faster.
+    array, size = scores.numpy().reshape(-1), scores.numel()
+    taken = np.ones(size + size // 8, dtype=np.bool_)
+    np.greater_equal(array, low, out=taken[:size])
+    if high < math.inf:
+        taken[:size] &= array <= high
+    count = int(np.count_nonzero(taken[:size]))
+    if count < FEW * size:
+        taken = taken[:size]
+    return torch.from_numpy(np.flatnonzero(taken)[:count])
+
+
+def _accepted_share(counts: Int[Tensor, "... bins"]) -> Float[Tensor, "... g"]:
     """Share of the pairs accepted at each threshold, float64; NaN where there is no pair."""
     accepted = counts.cumsum(dim=-1)
     return accepted[..., :-1].double() / accepted[..., -1:].double()

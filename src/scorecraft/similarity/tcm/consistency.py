@@ -23,6 +23,7 @@ from scorecraft.similarity.tcm.operating import (
     PairBlocks,
     class_indices,
     harmonic_mean,
+    positions,
 )
 
 __all__ = ["OPISResult", "calibrated_range", "opis", "opis_from_counts"]
@@ -266,9 +267,9 @@ def _kth_largest(pairs: PairBlocks, ranks: Sequence[int], total: int) -> list[Fl
             if len(in_order):
                 search.guess(sample, in_order, search.rank / total)
     while open_searches := [search for search in searches if search.found is None]:
-        for block in pairs:
-            for search in open_searches:
-                search.look(block.scores)
+        for seen in pairs.each(lambda block, looking=open_searches: [search.look(block.scores) for search in looking]):
+            for search, (above, inside) in zip(open_searches, seen, strict=True):
+                search.keep(above, inside)
         for search in open_searches:
             search.narrow()
     return [search.found for search in searches if search.found is not None]
@@ -301,7 +302,7 @@ class _Search:
         """Start with a window that most likely holds the score exceeded by `share` of the pairs."""
 
         def quantile(exceeded: float) -> float:
-            return in_order[min(max(int(len(in_order) * (1 - exceeded)), 0), len(in_order) - 1)]
+            return float(in_order[min(max(int(len(in_order) * (1 - exceeded)), 0), len(in_order) - 1)])
 
         # Pairs share items: the error of the share is that of a mean over rows plus that of a mean over columns.
         exceeds = sample > quantile(share)
@@ -314,16 +315,16 @@ class _Search:
     def _position(self, value: float) -> int:
         return int(_positions(torch.tensor([value], dtype=self.dtype)))
 
-    def look(self, scores: Float[Tensor, "r c"]) -> None:
-        """Count the scores above the window and keep those within."""
+    def look(self, scores: Float[Tensor, "r c"]) -> tuple[int | Tensor, Float[Tensor, " p"]]:
+        """How many scores are above the window, and those within."""
         low, high = self.bounds
-        if scores.device.type == "cpu":  # comparing and selecting is several times faster in numpy
-            array = scores.numpy()
-            self.above += int(np.count_nonzero(array > high))
-            inside = torch.from_numpy(array[(array >= low) & (array <= high)])
-        else:
-            self.above = self.above + (scores > high).sum()
-            inside = scores[(scores >= low) & (scores <= high)]
+        on_cpu = scores.device.type == "cpu"  # where numpy compares several times faster
+        above = int(np.count_nonzero(scores.numpy() > high)) if on_cpu else (scores > high).sum()
+        return above, scores.view(-1).index_select(0, positions(scores, low, high))
+
+    def keep(self, above: int | Tensor, inside: Float[Tensor, " p"]) -> None:
+        """Take note of what a look at a block found."""
+        self.above = self.above + above
         self.kept.append(inside)
         self.kept_count += len(inside)
         if self.kept_count > KEPT or self.histogram is not None:
@@ -377,7 +378,7 @@ def _mean_over(curves: Float[Tensor, "... g"], thresholds: Float[Tensor, " g"]) 
     return torch.trapezoid(curves, thresholds) / (thresholds[-1] - thresholds[0])
 
 
-def _resampled(counts: Int[np.ndarray, "t g+1"], random: np.random.Generator) -> Float[np.ndarray, "t g"]:
+def _resampled(counts: Int[np.ndarray, "t bins"], random: np.random.Generator) -> Float[np.ndarray, "t g"]:
     """Accepted share at each threshold when each class draws its pairs anew, with replacement; 0 without pairs."""
     totals = counts.sum(axis=1, keepdims=True)
     drawn = random.multinomial(totals[:, 0], counts / np.maximum(totals, 1))
