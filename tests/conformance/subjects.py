@@ -1,30 +1,34 @@
-"""What the conformance matrix is run on: every objective of every family, found by its type, never named."""
+"""What the conformance matrix is run on: the members of every family, found by their types, never named."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from collections.abc import Iterator
-
-from torch import Tensor
+from types import ModuleType
 
 import scorecraft.similarity
-from scorecraft.core import Batch, BatchObjective, Objective, RowObjective
+from scorecraft.core import BatchObjective, Objective, RowObjective
 
 FAMILIES = (scorecraft.similarity,)
 CLASSES, DIMENSION = 7, 6
 
 
-def objective_types() -> list[type[Objective]]:
-    """All concrete objectives of the families, in a stable order."""
+def members_of_families(*kinds: type) -> list[type]:
+    """All classes of these kinds that the families define, in a stable order."""
     found = {
         member
         for family in FAMILIES
         for module in _modules(family.__name__)
         for member in vars(module).values()
-        if isinstance(member, type) and issubclass(member, (RowObjective, BatchObjective)) and _is_home(member, module)
+        if isinstance(member, type) and issubclass(member, kinds) and member.__module__ == module.__name__
     }
     return sorted(found, key=lambda kind: kind.__name__)
+
+
+def objective_types() -> list[type[Objective]]:
+    """All objectives of the families."""
+    return members_of_families(RowObjective, BatchObjective)
 
 
 def instance(kind: type[Objective]) -> Objective:
@@ -32,16 +36,8 @@ def instance(kind: type[Objective]) -> Objective:
     return kind.example(classes=CLASSES, dimension=DIMENSION).double()
 
 
-def dense_batch(objective: Objective, embeddings: Tensor, labels: Tensor) -> Batch:
-    return objective.batch(embeddings, labels)
-
-
-def _modules(package: str) -> Iterator[object]:
+def _modules(package: str) -> Iterator[ModuleType]:
     root = importlib.import_module(package)
     yield root
     for info in pkgutil.walk_packages(root.__path__, f"{package}."):
         yield importlib.import_module(info.name)
-
-
-def _is_home(member: type, module: object) -> bool:
-    return member.__module__ == getattr(module, "__name__", None)

@@ -26,6 +26,7 @@ from scorecraft.core import (
 from scorecraft.core.sweep import whole_tile
 
 TYPES = objective_types()
+assert TYPES
 ROWS = [kind for kind in TYPES if issubclass(kind, RowObjective)]
 pytestmark = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.__name__)
 
