@@ -145,7 +145,7 @@ STUDY = Study(
         Contender("oracle", "hidden truth", "reference", worlds=("generated", "large_weights")),
     ),
     trial=trial,
-    scales=(Scale("smoke", 2, {**_TRAINING, "steps": 20}), Scale("desk", 12, {**_TRAINING, "steps": 500})),
+    scales=(Scale("smoke", 2, {**_TRAINING, "steps": 20}), Scale("desk", 16, {**_TRAINING, "steps": 500})),
     notes=(
         "A triplet loss averaged over its active triplets is a strong rival here; the claim does not say that the"
         " Multi-Similarity loss beats it.",

@@ -127,7 +127,7 @@ STUDY = Study(
         Contender("oracle", "hidden truth", "reference", worlds=("generated", "long_vectors", "label_noise")),
     ),
     trial=trial,
-    scales=(Scale("smoke", 2, {**_TRAINING, "steps": 20}), Scale("desk", 8, {**_TRAINING, "steps": 700})),
+    scales=(Scale("smoke", 2, {**_TRAINING, "steps": 20}), Scale("desk", 10, {**_TRAINING, "steps": 700})),
     notes=(
         "Class vectors start short, by Xavier's rule as in the official code: chosen after pilot runs (seeds 100 to"
         " 102), because the baseline then reaches the values known from an earlier run of this experiment. The effect"

@@ -78,7 +78,7 @@ class MarginHead(nn.Module):
         scale: `s > 0`, multiplies every cosine.
         class_block: how many classes to compute at a time, `None` for all at once. In blocks the head needs
             `O(n * class_block)` instead of `O(n C)` memory, and computes the logits a second time for the gradient.
-        generator: draws the initial class vectors (standard normal; only their direction matters).
+        generator: draws the initial class vectors, see `reset_parameters`.
         validate: read the values of the input (finite features of non-zero norm, labels in range); shapes and dtypes
             are always checked.
 
@@ -104,9 +104,17 @@ class MarginHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_classes, dim))
         self.reset_parameters(generator)
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw the class vectors anew."""
-        nn.init.normal_(self.weight, generator=generator)
+    def reset_parameters(self, generator: torch.Generator | None = None, *, classes: int | None = None) -> None:
+        """Draw the class vectors anew, uniform in `+- sqrt(6 / (classes + dim))`: Xavier's rule, as the official code.
+
+        Their length does not enter the loss, but an adaptive optimiser turns short vectors faster than long ones.
+
+        Args:
+            generator: draws them.
+            classes: of the whole head, when this one holds a shard.
+        """
+        bound = math.sqrt(6 / ((self.num_classes if classes is None else classes) + self.dim))
+        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
 
     @abstractmethod
     def margin_cosine(self, cosine: Float[Tensor, " n"], norms: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

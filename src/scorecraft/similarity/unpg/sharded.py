@@ -84,7 +84,8 @@ class ShardedHead(nn.Module):
         if self.ranks > 1:  # ranks in the same random state must not start from the same class vectors
             seed = int(torch.randint(2**62, (), generator=generator)) + rank
             generator = torch.Generator().manual_seed(seed)
-        self.shard = head_type(stop - self.first, dim, generator=generator, **options)
+        self.shard = head_type(stop - self.first, dim, **options)
+        self.shard.reset_parameters(generator, classes=num_classes)
         # Saved with the weights: a shard must not be loaded where another one belongs.
         self.register_buffer("class_range", torch.tensor([self.first, stop, num_classes]))
         self.register_load_state_dict_pre_hook(_refuse_other_shard)
