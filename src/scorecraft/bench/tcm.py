@@ -100,7 +100,7 @@ def _population(shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _thresholds(x: Tensor, labels: Tensor) -> Float[Tensor, " g"]:
     low, high = calibrated_range(x, labels, far_range=FAR_RANGE)
-    return torch.linspace(low, high, THRESHOLDS, device=x.device)
+    return torch.linspace(low, high, THRESHOLDS, dtype=torch.float64, device=x.device)  # as `opis` makes its own
 
 
 def _opis(shape: Shape, device: torch.device) -> Call:
@@ -117,7 +117,7 @@ def _opis_with_range(shape: Shape, device: torch.device) -> Call:
 def _loop(count_above: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Shape, torch.device], Call]:
     def build(shape: Shape, device: torch.device) -> Call:
         x, labels = _population(shape, device)
-        thresholds = _thresholds(x, labels)
+        thresholds = _thresholds(x, labels).to(x.dtype)
         return lambda: opis_by_class(x, labels, thresholds, count_above).item()
 
     return build
