@@ -359,6 +359,8 @@ def test_bad_relations_are_refused_in_one_line(kind: type[Objective]) -> None:
         objective(x, labels, reference=x)
     with pytest.raises(ValueError, match="argument `weights`"):
         objective(x, labels, weights=torch.ones(3))
+    with pytest.raises(ValueError, match="argument `weights`: expected finite weights >= 0"):
+        objective(x, labels, weights=-torch.ones(10))
     with pytest.raises(ValueError, match="argument `ignore`"):
         objective(x, labels, ignore=torch.zeros(3, dtype=torch.bool))
 

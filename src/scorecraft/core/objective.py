@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scorecraft.core.batch import Batch, Reduction
-from scorecraft.core.checks import choice, describe, finite, refuse
+from scorecraft.core.checks import check_values, choice, describe, finite, refuse
 from scorecraft.core.pairs import Labels, Pairs, ReferenceLabels, Tile
 from scorecraft.core.reductions import Merge
 from scorecraft.core.scores import Cosine, ScoreMap
@@ -170,6 +170,8 @@ class Objective(nn.Module):
             refuse("pairs", f"a relation of shape {(len(embeddings), len(others))}", str((pairs.rows, pairs.columns)))
         if weights is not None and (weights.shape != (len(embeddings),) or not weights.is_floating_point()):
             refuse("weights", f"{len(embeddings)} floating-point weights", describe(weights))
+        if weights is not None and self.validate:
+            check_values("weights", "finite weights >= 0", lambda: (weights.isfinite() & (weights >= 0)).all(), weights)
         kept = None if ignore is None else ~ignore
         return Batch(embeddings, reference, pairs, labels, weights, kept, met_in_both_orders=reference is None)
 
