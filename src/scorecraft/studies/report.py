@@ -113,7 +113,8 @@ def terminal_table(result: StudyResult) -> RenderableType:
             )
         parts.append(table)
     verdict = Text(f"{wording.VERDICT_SYMBOL[result.verdict]} {result.verdict}", f"bold {style[result.verdict]}")
-    summary = Text.assemble(result.claim.sentence, "\n", verdict, "  ", _finding(result, result.claim), f", d_z {wording.effect_size(result.claim.found)}")
+    finding = f"{_finding(result, result.claim)} Effect size d_z {wording.effect_size(result.claim.found)}."
+    summary = Text.assemble(result.claim.sentence, "\n", verdict, "  ", finding)
     parts.append(Panel(summary, title=Text(result.slug), title_align="left", border_style=style[result.verdict]))
     return Group(*parts)
 
