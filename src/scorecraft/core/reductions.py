@@ -127,16 +127,6 @@ class Merge(enum.Enum):
             return value
         return value * times if self is Merge.SUM else value + math.log(times)
 
-    def reduce_dimension(self, values: Tensor) -> Tensor:
-        """Merge the measurements of the rows of a block into one."""
-        if self is Merge.SUM:
-            return values.sum(dim=0)
-        if self is Merge.MAX:
-            return values.amax(dim=0)
-        if self is Merge.MIN:
-            return values.amin(dim=0)
-        return masked_logsumexp(values[None]).squeeze(0)
-
     def all_reduce(self, value: Tensor, group: ProcessGroup | None) -> Tensor:
         """The measurement of all ranks' blocks together."""
         import torch.distributed as dist
