@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from tests.conformance.subjects import CLASSES, DIMENSION, instance, objective_types
+from tests.ranks import run_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -54,9 +54,6 @@ def call_of(way: str, part: slice) -> dict[str, Tensor]:
 
 
 def compare(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     errors: dict[str, list[float]] = {}
     for sizes_name, sizes in SIZES.items():
         generator = torch.Generator().manual_seed(2)
@@ -70,6 +67,7 @@ def compare(rank: int, folder: str) -> None:
                 plain = Model(instance(kind))
                 expected = plain(x, labels, **call_of(way, slice(0, sum(sizes))))
                 expected.backward()
+                expected = expected.detach()
                 model = DistributedDataParallel(Model(across_ranks(wrapped(instance(kind), way))))
                 value = model(x[part], labels[part], **call_of(way, part))
                 value.backward()
@@ -80,14 +78,12 @@ def compare(rank: int, folder: str) -> None:
                 errors[f"{kind.__name__} {way} {sizes_name}"] = [abs(float(mean / 2 - expected)), gradient_error]
     if rank == 0:
         Path(folder, "errors.json").write_text(json.dumps(errors))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(compare, args=(str(folder),), nprocs=2)
+    run_ranks(compare, str(folder))
     return json.loads((folder / "errors.json").read_text())
 
 

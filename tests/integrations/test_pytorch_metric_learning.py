@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import subprocess
 import sys
 import textwrap
@@ -13,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from tests.ranks import run_ranks
 from torch import Tensor
 
 pytest.importorskip("pytorch_metric_learning")
@@ -400,25 +401,15 @@ def test_cross_batch_memory_admits_what_it_can_serve() -> None:
 
 # --- several processes ---------------------------------------------------------------------------------------------
 
-TWO_RANKS = """
-    import sys
-    import torch, torch.distributed as dist
-    from safetensors.torch import load_file, save_file
-    from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
-    from scorecraft.core import tiled
-    from scorecraft.integrations import pytorch_metric_learning as ours
-    from scorecraft.similarity import multi_similarity, tcm
 
-    folder, rank = sys.argv[1], int(sys.argv[2])
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def wrap_on_each_rank(rank: int, folder: str) -> None:
     data = load_file(f"{folder}/data.safetensors")
     own = slice(12 * rank, 12 * rank + 12)
     y, reference, reference_y = data["y"][own], data["reference"][own], data["reference_y"][own]
-    ms = ours.MultiSimilarityLoss
-    sum_ = multi_similarity.MultiSimilarityLoss() + 0.5 * tcm.ThresholdConsistentMarginLoss()
+    ms = MultiSimilarityLoss
     found = {}
 
-    def record(name, loss, *call):
+    def record(name: str, loss: Callable[..., Tensor], *call: Any) -> None:
         x = data["x"][own].clone().requires_grad_()
         value = loss(x, y, *call)
         value.backward()
@@ -429,37 +420,25 @@ TWO_RANKS = """
         dist.all_reduce(value)
         found[name + " value"] = value / 2
 
-    record("multi_similarity", DistributedLossWrapper(ms()))
-    record("tiled sum", DistributedLossWrapper(ours.MetricLearningLoss(tiled(sum_, block=8))))
-    record("reference", DistributedLossWrapper(ms()), None, reference, reference_y)
-    record("efficient", DistributedLossWrapper(ms(), efficient=True))
-    x = data["x"][own]
-    mined = DistributedMinerWrapper(ours.MultiSimilarityMiner())(x, y)
-    record("mined", DistributedLossWrapper(ms(mining=False)), mined)
-    record("memory", DistributedLossWrapper(ours.CrossBatchMemory(ours.MetricLearningLoss(sum_), 6, memory_size=64)))
+    record("multi_similarity", distributed.DistributedLossWrapper(ms()))
+    record("tiled sum", distributed.DistributedLossWrapper(MetricLearningLoss(tiled(OBJECTIVES["sum"](), block=8))))
+    record("reference", distributed.DistributedLossWrapper(ms()), None, reference, reference_y)
+    record("efficient", distributed.DistributedLossWrapper(ms(), efficient=True))
+    mined = distributed.DistributedMinerWrapper(MultiSimilarityMiner())(data["x"][own], y)
+    record("mined", distributed.DistributedLossWrapper(ms(mining=False)), mined)
+    memory = CrossBatchMemory(MetricLearningLoss(OBJECTIVES["sum"]()), 6, memory_size=64)
+    record("memory", distributed.DistributedLossWrapper(memory))
     if rank == 0:
         save_file(found, f"{folder}/found.safetensors")
-    dist.destroy_process_group()
-"""
 
 
 def test_distributed_wrappers_of_the_host(tmp_path: Path) -> None:
     """The wrapper returns the world size times the global loss, so that DDP's average is the global gradient."""
-    from safetensors.torch import save_file
-
     x, y = batch()
     reference, reference_y = batch(seed=1)
     data = {"x": x.detach(), "y": y, "reference": reference.detach(), "reference_y": reference_y}
     save_file(data, tmp_path / "data.safetensors")
-    (tmp_path / "run.py").write_text(textwrap.dedent(TWO_RANKS))
-    command = [sys.executable, "run.py", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([*command, str(rank)], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=200)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
+    run_ranks(wrap_on_each_rank, str(tmp_path))
     found = load_file(tmp_path / "found.safetensors")
 
     ms, total = MultiSimilarityLoss(), MetricLearningLoss(OBJECTIVES["sum"]())

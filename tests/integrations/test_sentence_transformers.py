@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from tests.ranks import run_ranks
 
 pytest.importorskip("sentence_transformers")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -386,20 +388,11 @@ def test_matryoshka_trains_and_cites_both(model: SentenceTransformer, tmp_path: 
 
 # --- several devices -----------------------------------------------------------------------------------------------
 
-TWO_RANKS = """
-    import sys
-    import torch, torch.distributed as dist
-    from safetensors.torch import save_file
-    from sentence_transformers import SentenceTransformer
-    from scorecraft.core import tiled
-    from scorecraft.integrations.sentence_transformers import CachedLabelBatchLoss, LabelBatchLoss
-    from scorecraft.similarity import multi_similarity
 
-    folder, rank = sys.argv[1], int(sys.argv[2])
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def encode_on_each_rank(rank: int, folder: str) -> None:
     model = SentenceTransformer(f"{folder}/model", device="cpu").double().eval()
-    texts = open(f"{folder}/texts").read().split("\\n")
-    labels = torch.tensor([int(line) for line in open(f"{folder}/labels").read().split()])
+    texts = Path(folder, "texts").read_text().split("\n")
+    labels = torch.tensor([int(line) for line in Path(folder, "labels").read_text().split()])
     own = slice(0, 7) if rank == 0 else slice(7, None)
     objective = tiled(multi_similarity.MultiSimilarityLoss())
     losses = {
@@ -417,8 +410,6 @@ TWO_RANKS = """
             found[f"{name} {what}"] = tensor / 2  # what DDP does to gradients
     if rank == 0:
         save_file(found, f"{folder}/found.safetensors")
-    dist.destroy_process_group()
-"""
 
 
 def test_two_ranks_equal_one_process(double_model: SentenceTransformer, tmp_path: Path) -> None:
@@ -428,15 +419,7 @@ def test_two_ranks_equal_one_process(double_model: SentenceTransformer, tmp_path
     double_model.save_pretrained(str(tmp_path / "model"))
     (tmp_path / "texts").write_text("\n".join(texts))
     (tmp_path / "labels").write_text(" ".join(map(str, labels)))
-    (tmp_path / "run.py").write_text(textwrap.dedent(TWO_RANKS))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "run.py", str(tmp_path)]
-    ranks = [
-        subprocess.Popen([*command, str(rank)], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=200)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
+    run_ranks(encode_on_each_rank, str(tmp_path))
     found = load_file(tmp_path / "found.safetensors")
 
     loss = LabelBatchLoss(double_model, multi_similarity.MultiSimilarityLoss(), gather_across_devices=True)

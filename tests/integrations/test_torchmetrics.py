@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from tests.ranks import run_ranks
 from torch import Tensor
 
 pytest.importorskip("torchmetrics")
@@ -205,9 +204,6 @@ def test_bad_calls_are_refused() -> None:
 
 
 def synchronise(rank: int, folder: str, sizes: tuple[int, int]) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     part = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], sum(sizes))
     found = {}
     for name, metric in metrics().items():
@@ -218,12 +214,11 @@ def synchronise(rank: int, folder: str, sizes: tuple[int, int]) -> None:
     counting.update(x[part], y[part], reference, others)
     found["counted recall"] = plain(counting.compute())
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("sizes", [(30, 30), (13, 47)], ids=["even", "uneven"])
 def test_two_processes_equal_one(sizes: tuple[int, int], tmp_path: Path) -> None:
-    mp.spawn(synchronise, (str(tmp_path), sizes), nprocs=2)
+    run_ranks(synchronise, str(tmp_path), sizes)
     (x, y), (reference, others) = items(), items(30, seed=1)
     counted = recall_at_k(x, y, 1, reference=reference, reference_labels=others)
     for rank in range(2):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
+from tests.ranks import run_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -60,17 +59,12 @@ def mean_with_shared(head: LogitHead, features: Tensor, labels: Tensor, mass: Te
     return losses.sum() / rows * (RANKS if isinstance(head, ShardedHead) else 1)
 
 
-def on_each_rank(rank: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
-    try:
-        for name, case in itertools.product(HEADS, CASES):
-            check_equals_one_process(rank, name, *case)
-        check_plain_softmax(rank)
-        check_weights(rank)
-        check_refusals(rank)
-    finally:
-        dist.destroy_process_group()
+def on_each_rank(rank: int) -> None:
+    for name, case in itertools.product(HEADS, CASES):
+        check_equals_one_process(rank, name, *case)
+    check_plain_softmax(rank)
+    check_weights(rank)
+    check_refusals(rank)
 
 
 def check_equals_one_process(
@@ -161,8 +155,8 @@ def check_refusals(rank: int) -> None:
         head.cross_entropy(features, torch.tensor([0, 1]))
 
 
-def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(on_each_rank, args=(str(tmp_path / "store"),), nprocs=RANKS)
+def test_two_ranks_equal_one_process() -> None:
+    run_ranks(on_each_rank, ranks=RANKS)
 
 
 @pytest.mark.parametrize("name", HEADS)
