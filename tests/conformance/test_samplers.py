@@ -14,7 +14,7 @@ pytestmark = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.__name
 
 
 def sampler(kind: type[Sampler], **options: int) -> Sampler:
-    return kind(LABELS, batch_size=12, per_class=3, **options)
+    return kind.example(LABELS, **options)
 
 
 def test_the_same_seed_gives_the_same_batches(kind: type[Sampler]) -> None:
@@ -57,5 +57,5 @@ def test_the_global_random_state_is_left_alone(kind: type[Sampler]) -> None:
 def test_bad_arguments_are_refused_in_one_line(kind: type[Sampler]) -> None:
     for labels, options in ((LABELS.float(), {}), (LABELS[:0], {}), (LABELS, {"seed": -1})):
         with pytest.raises(ValueError, match="argument `") as caught:
-            kind(labels, batch_size=12, per_class=3, **options)
+            kind.example(labels, **options)
         assert "\n" not in str(caught.value)

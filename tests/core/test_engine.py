@@ -143,3 +143,57 @@ def test_the_dense_form_runs_under_the_default_compiler() -> None:
     x = x.detach().float().requires_grad_()
     objective = MultiSimilarityLoss()
     torch.testing.assert_close(torch.compile(objective, fullgraph=True)(x, labels), objective(x, labels))
+
+
+class NegativeShare(RowObjective):
+    """`1 - softmax` share of the positives, averaged over the rows that have one."""
+
+    mean_over_anchors_with_positives = True
+
+    def row_loss(self, tile: Tile) -> Tensor:
+        mass = masked_logsumexp(tile.score, tile.positives)
+        share = (mass - masked_logsumexp(tile.score, tile.positives | tile.negatives)).exp()
+        return torch.where(mass > -torch.inf, 1 - share, 0.0)
+
+
+@pytest.mark.parametrize("way", ["labels", "multi-hot", "ids", "ignore", "pairs", "reference"])
+def test_the_mean_over_anchors_with_positives(way: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3, 4, 5, 5, 6])
+    call: dict[str, object] = {"labels": labels}
+    counted = torch.tensor([True] * 5 + [False] + [True] * 2 + [False] + [True] * 2 + [False])
+    if way == "multi-hot":
+        call = {"labels": nn.functional.one_hot(labels).bool()}
+    elif way == "ids":
+        call["ids"] = torch.tensor([0, 1, 2, 3, 3, 5, 6, 7, 8, 9, 9, 11])  # two pairs are the same example twice
+        counted[[3, 4, 9, 10]] = False
+    elif way == "ignore":
+        call["ignore"] = torch.arange(12) == 3
+        counted[[3, 4]] = False
+    elif way == "pairs":
+        same = (labels[:, None] == labels) & ~torch.eye(12, dtype=torch.bool)
+        call = {"pairs": Pairs.from_masks(same, labels[:, None] != labels)}
+    elif way == "reference":
+        call |= {"reference": x.detach() + 0.1, "reference_labels": labels % 4}
+        counted = labels < 4
+    loss = NegativeShare()
+    mean = loss(x, **call)
+    (gradient,) = torch.autograd.grad(mean, x)
+    loss.reduction = "none"
+    rows = loss(x, **call)
+    torch.testing.assert_close(mean, rows[counted].mean())
+    assert (rows[~counted] == 0).all()
+    loss.reduction = "mean"
+    found = tiled(loss, block=5)(x, **call)
+    torch.testing.assert_close(found, mean)
+    torch.testing.assert_close(torch.autograd.grad(found, x)[0], gradient)
+
+
+def test_no_anchor_with_positives_is_zero_and_attached() -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    value = NegativeShare()(x, torch.arange(4))
+    value.backward()
+    assert value == 0
+    assert x.grad is not None
+    assert (x.grad == 0).all()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -216,6 +217,9 @@ class RowObjective(Objective):
     visits each unordered pair of blocks once when a batch meets itself, and never records a graph.
     """
 
+    mean_over_anchors_with_positives: ClassVar[bool] = False
+    """Whether rows without a positive are left out of the mean, instead of counting as zero."""
+
     def survey(self, sweep: Sweep) -> Context:
         """What the loss and the weights of a row depend on, as tensors `[n]`."""
         del sweep
@@ -245,10 +249,17 @@ class RowObjective(Objective):
         return self.row_values(context), self.pair_weights(tile, context)
 
     def evaluate(self, batch: Batch, execution: Execution) -> Tensor:
-        return execution.row_objective(self, batch)
+        return execution.row_objective(self, self._over_counted_rows(batch))
 
     def evaluate_scores(self, scores: tuple[Tensor, ...], batch: Batch) -> Tensor:
-        return batch.reduce(self.row_loss(whole_tile(scores, batch.pairs)), self.reduction)
+        return self._over_counted_rows(batch).reduce(self.row_loss(whole_tile(scores, batch.pairs)), self.reduction)
+
+    def _over_counted_rows(self, batch: Batch) -> Batch:
+        """The batch with the rows kept that the mean runs over."""
+        if not self.mean_over_anchors_with_positives:
+            return batch
+        counted = batch.pairs.rows_with_positives()
+        return replace(batch, kept=counted if batch.kept is None else batch.kept & counted)
 
 
 class BatchObjective(Objective):

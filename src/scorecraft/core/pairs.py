@@ -19,6 +19,9 @@ ReferenceLabels: TypeAlias = Int[Tensor, "m ..."] | Bool[Tensor, "m classes"]
 Part: TypeAlias = slice | Int[Tensor, " k"]
 """Some of the rows or columns."""
 
+_MASK_ELEMENTS = 1 << 22
+"""Pairs looked at together where a whole relation is read."""
+
 
 class Tile(NamedTuple):
     """A block of scores between some rows (anchors) and some columns (the others)."""
@@ -126,6 +129,17 @@ class Pairs(ABC):
             raise TypeError("only the blocks of sorted pairs are known without looking")
         return positives, negatives
 
+    def rows_with_positives(self) -> Bool[Tensor, " n"]:
+        """Which rows have a positive at all."""
+        found = []
+        step = max(1, _MASK_ELEMENTS // self.columns)
+        for start in range(0, self.rows, step):
+            positives, _, _ = self.block(slice(start, start + step), slice(None))
+            if isinstance(positives, bool):
+                raise TypeError("only the blocks of sorted pairs are known without looking")
+            found.append(positives.any(dim=1))
+        return torch.cat(found)
+
     def sorted(self) -> Order | None:
         """The same relation with positives gathered near the diagonal, when it knows how."""
         return None
@@ -194,6 +208,14 @@ class _LabelPairs(Pairs):
         return _LabelPairs(
             self.labels, gather(others), ids, other_ids, self.ignore, other_ignore, self.same_id_same_label
         )
+
+    def rows_with_positives(self) -> Bool[Tensor, " n"]:
+        plain = self.labels.ndim == 1 and self.ignore is None and self.other_ignore is None
+        if not plain or not (self.ids is None or self.same_id_same_label):
+            return super().rows_with_positives()
+        others = self.others.sort().values
+        equal = torch.searchsorted(others, self.labels, right=True) - torch.searchsorted(others, self.labels)
+        return equal > (0 if self.ids is None else 1)  # with ids, one of them is the row itself
 
     @staticmethod
     def _apart(labels: Tensor, others: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,11 @@ class PKSampler(Sampler[list[int]]):
 
     Source: Wang et al. 2019, arXiv 1904.06627, section 4 (K = 5).
     """
+
+    @classmethod
+    def example(cls, labels: Int[Tensor, " n"], **options: Any) -> PKSampler:
+        """A sampler of batches of twelve items."""
+        return cls(labels, batch_size=12, per_class=3, **options)
 
     def __init__(
         self,
