@@ -22,7 +22,7 @@ from scorecraft.core.paper import ROOMS
 from scorecraft.studies import registry
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
-COMMANDS = ("list", "show", "cite", "reproduce", "bench", "doctor")
+COMMANDS = ("list", "show", "search", "explain", "cite", "reproduce", "bench", "doctor")
 
 
 def refused(run: subprocess.CompletedProcess[str], code: int) -> str:
@@ -283,3 +283,30 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("scorecraft.cli.papers.list_papers", stopped)
     assert cli.run(["list"]) == cli.INTERRUPTED
+
+
+def test_search_finds_words_anywhere(scorecraft: Command) -> None:
+    found = json.loads(scorecraft("search", "hard", "negatives", "--json").stdout)
+    assert "star_adore" in [row["slug"] for row in found]
+    assert json.loads(scorecraft("search", "no such words", "--json").stdout) == []
+
+
+def test_explain_draws_the_curve(scorecraft: Command, tmp_path: Path) -> None:
+    run = scorecraft("explain", "multi-similarity:beta=20", "--plot", tmp_path / "curve.svg")
+    assert run.returncode == 0, run.stderr
+    assert "beta=20.0" in run.stdout
+    assert "a positive pair is pulled together" in run.stdout
+    assert "█" in run.stdout
+    assert (tmp_path / "curve.svg").read_text().startswith("<?xml")
+    scorecraft("explain", "tcm", "--plot", tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    curve = json.loads(scorecraft("explain", "n-pair", "--json").stdout)
+    assert curve["papers"] == ["multi_similarity"]
+    assert len(curve["scores"]) == len(curve["positive"]) == len(curve["negative"])
+
+
+def test_explain_refuses_in_one_line(scorecraft: Command, tmp_path: Path) -> None:
+    assert refused(scorecraft("explain", "multisim"), cli.USAGE).startswith("unknown objective `multisim`")
+    assert "ends in .png or .svg" in refused(scorecraft("explain", "tcm", "--plot", tmp_path / "a.gif"), cli.USAGE)
+    assert "argument `alpha`" in refused(scorecraft("explain", "multi_similarity:alpha=0"), cli.FAILED)
+    assert not list(tmp_path.iterdir())

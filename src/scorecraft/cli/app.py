@@ -106,6 +106,39 @@ def show(
     papers.show_paper(paper, json)
 
 
+@app.command(epilog=_examples("scorecraft search 'hard negatives'", "scorecraft search temperature --json"))
+def search(
+    text: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Words that all have to occur.")],
+    json: Json = False,
+) -> None:
+    """Find papers by words of their title, method, authors, classes or hosts."""
+    from scorecraft.cli import papers
+
+    papers.list_papers(None, " ".join(text), json)
+
+
+@app.command(
+    epilog=_examples(
+        "scorecraft explain multi-similarity",
+        "scorecraft explain triplet:margin=0.2 --plot triplet.svg",
+        "scorecraft explain tcm --json",
+    )
+)
+def explain(
+    objective: Annotated[
+        str, typer.Argument(metavar="OBJECTIVE", help="A name such as n_pair, or n_pair:option=value,option=value.")
+    ],
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw the curve into this file, .png or .svg.", dir_okay=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show how much a pair counts in an objective: the pull on it as a function of its score."""
+    from scorecraft.cli import explanation
+
+    explanation.explain(objective, plot, json)
+
+
 @app.command(epilog=_examples("scorecraft cite multi-similarity tcm", "scorecraft cite unpg >> references.bib"))
 def cite(
     papers_: Annotated[list[str], typer.Argument(metavar="PAPER...", help=PAPER_HELP)],

@@ -59,10 +59,10 @@ class Objective(nn.Module):
         self.validate = validate
 
     @classmethod
-    def example(cls, *, classes: int, dimension: int) -> Objective:
-        """An instance with default hyper-parameters, for labels below `classes` and embeddings `[n, dimension]`."""
+    def example(cls, *, classes: int, dimension: int, **options: Any) -> Objective:
+        """An instance for labels below `classes` and embeddings `[n, dimension]`, its options the defaults or given."""
         del classes, dimension
-        return cls()
+        return cls(**options)
 
     def forward(
         self,

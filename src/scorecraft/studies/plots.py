@@ -6,6 +6,7 @@ import io
 import math
 from dataclasses import dataclass
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -85,7 +86,7 @@ def world_figure(result: StudyResult, world: str, palette: Palette = LIGHT) -> F
     if result.claim.relative:
         right.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %".replace("-", wording.MINUS))
     for axes in (left, right):
-        _dress(axes, palette)
+        dress(axes, palette)
     for label, contender in zip(left.get_yticklabels(), contenders, strict=True):
         label.set_color(_colour(contender, palette))
         label.set_fontweight("bold" if contender.role == "method" else "normal")
@@ -97,6 +98,14 @@ def png(figure: Figure, *, dpi: int = 160) -> bytes:
     """A figure as PNG. The same figure gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as SVG. The same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "scorecraft"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
@@ -112,7 +121,8 @@ def _interval(axes: Axes, row: int, mean: float, low: float, high: float, colour
     axes.plot([mean], [row], marker="D", markersize=6.5, markerfacecolor=face, markeredgecolor=colour, zorder=4)
 
 
-def _dress(axes: Axes, palette: Palette) -> None:
+def dress(axes: Axes, palette: Palette) -> None:
+    """Give axes the look of all plots here."""
     axes.set_facecolor(palette.background)
     axes.grid(axis="x", color=palette.faint, linewidth=0.6)
     axes.set_axisbelow(True)

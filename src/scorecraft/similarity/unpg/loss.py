@@ -63,9 +63,9 @@ class UNPGLoss(BatchObjective):
         self.whisker = None if whisker is None else non_negative("whisker", whisker)
 
     @classmethod
-    def example(cls, *, classes: int, dimension: int) -> UNPGLoss:
+    def example(cls, *, classes: int, dimension: int, **options: Any) -> UNPGLoss:
         generator = torch.Generator().manual_seed(0)
-        return cls(CosFaceHead(classes, dimension, scale=16.0, margin=0.2, generator=generator))
+        return cls(CosFaceHead(classes, dimension, scale=16.0, margin=0.2, generator=generator), **options)
 
     def batch(
         self,

@@ -1,0 +1,116 @@
+"""Objectives by the names that are typed: `multi_similarity`, `n_pair`, `multi_similarity:alpha=2,beta=40`."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from difflib import get_close_matches
+from functools import cache
+from pkgutil import resolve_name
+
+from scorecraft.catalog.entries import entries, family_modules
+from scorecraft.core import BatchObjective, Objective, RowObjective
+
+
+class UnknownObjective(ValueError):
+    """A name or an option that no objective has."""
+
+
+@cache
+def objective_types() -> dict[str, type[Objective]]:
+    """Every objective of the families that can be made from hyper-parameters alone, by its name.
+
+    The name is the class's own in lower-case words, without `Loss`: `NPairLoss` is `n_pair`.
+    """
+    kinds = (
+        member
+        for module in family_modules()
+        for member in vars(module).values()
+        if isinstance(member, type) and issubclass(member, Objective) and member.__module__ == module.__name__
+    )
+    abstract = (Objective, RowObjective, BatchObjective)
+    found = {_words(kind): kind for kind in kinds if kind not in abstract and not kind.__name__.startswith("_")}
+    return dict(sorted(found.items()))
+
+
+def find_objective(name: str) -> type[Objective]:
+    """The objective of a name, of a class name, or of a paper's slug (the first objective of its interface).
+
+    Raises:
+        UnknownObjective: there is none; the message names the nearest ones.
+    """
+    word = name.strip().replace("-", "_")
+    known = objective_types()
+    for kind in known.values():
+        if word == kind.__name__:
+            return kind
+    word = word.lower()
+    if word in known:
+        return known[word]
+    if word in _of_papers():
+        return _of_papers()[word]
+    near = get_close_matches(word, dict.fromkeys([*known, *_of_papers()]), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(f'`{other}`' for other in near)}?" if near else "there are " + ", ".join(known)
+    raise UnknownObjective(f"unknown objective `{name}`: {hint}")
+
+
+def make_objective(text: str, *, classes: int, dimension: int) -> Objective:
+    """An objective from its name and options: `NAME` or `NAME:option=value,option=value`.
+
+    Args:
+        text: what was typed. Values are Python literals; anything else is a string.
+        classes: how many classes the labels have, for objectives that hold something per class.
+        dimension: of the embeddings.
+
+    Raises:
+        UnknownObjective: no objective has this name, or it has no such option.
+        ValueError: the objective refuses a value; the line names the option.
+    """
+    name, _, options_text = text.partition(":")
+    kind = find_objective(name)
+    given = _options(text, options_text)
+    known = _option_names(kind)
+    for option in given:
+        if option not in known:
+            near = get_close_matches(option, known, n=1, cutoff=0.4)
+            hint = f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(known) or 'none'}"
+            raise UnknownObjective(f"objective `{name}` has no option `{option}`: {hint}")
+    return kind.example(classes=classes, dimension=dimension, **given)
+
+
+def _options(text: str, options: str) -> dict[str, object]:
+    given: dict[str, object] = {}
+    for part in filter(None, re.split(r",(?![^(\[]*[)\]])", options)):  # not inside brackets
+        option, equals, value = part.partition("=")
+        if not equals or not option.strip().isidentifier():
+            raise UnknownObjective(f"cannot read `{part}` of `{text}`: expected NAME:option=value,option=value")
+        try:
+            given[option.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            given[option.strip()] = value.strip()
+    return given
+
+
+def _option_names(kind: type[Objective]) -> list[str]:
+    """What `example` passes on: the keyword-only hyper-parameters that can be typed."""
+    parameters = inspect.signature(kind).parameters.values()
+    not_typed = ("score", "reduction", "validate")
+    return [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.name not in not_typed]
+
+
+@cache
+def _of_papers() -> dict[str, type[Objective]]:
+    """The first objective in each finished paper's interface, by slug."""
+    found = {}
+    for entry in entries():
+        things = (resolve_name(name) for name in entry.paper.api)
+        kinds = (thing for thing in things if isinstance(thing, type) and issubclass(thing, Objective))
+        if (kind := next(kinds, None)) is not None:
+            found[entry.paper.slug] = kind
+    return found
+
+
+def _words(kind: type[Objective]) -> str:
+    name = kind.__name__.removesuffix("Loss")
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

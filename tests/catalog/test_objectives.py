@@ -1,0 +1,87 @@
+"""Objectives by name, and their weight curves."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from scorecraft.catalog.objectives import UnknownObjective, find_objective, make_objective, objective_types
+from scorecraft.catalog.weight_curves import CLASSES, DIMENSION, weight_curve
+from scorecraft.core import NegativeDistance
+from scorecraft.similarity.multi_similarity import ContrastiveLoss, MultiSimilarityLoss, NPairLoss
+from scorecraft.similarity.tcm import ThresholdConsistentMarginLoss
+from scorecraft.similarity.unpg import UNPGLoss
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("multi_similarity", MultiSimilarityLoss),
+        ("multi-similarity", MultiSimilarityLoss),
+        ("MultiSimilarityLoss", MultiSimilarityLoss),
+        ("n_pair", NPairLoss),
+        ("contrastive", ContrastiveLoss),
+        ("tcm", ThresholdConsistentMarginLoss),
+        ("threshold_consistent_margin", ThresholdConsistentMarginLoss),
+        ("unpg", UNPGLoss),
+    ],
+)
+def test_names(name: str, kind: type) -> None:
+    assert find_objective(name) is kind
+
+
+def test_options_reach_the_objective() -> None:
+    made = make_objective("multi_similarity:alpha=3,mining=False", classes=5, dimension=4)
+    assert isinstance(made, MultiSimilarityLoss)
+    assert (made.alpha, made.mining, made.beta) == (3.0, False, 50.0)
+    unpg = make_objective("unpg:whisker=None", classes=5, dimension=4)
+    assert isinstance(unpg, UNPGLoss)
+    assert unpg.whisker is None
+    assert unpg.head.weight.shape == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("multisim", "unknown objective `multisim`: did you mean `multi_similarity`?"),
+        ("triplet:magin=1", "objective `triplet` has no option `magin`: did you mean `margin`?"),
+        ("triplet:margin", "cannot read `margin` of `triplet:margin`: expected NAME:option=value,option=value"),
+        ("triplet:score=3", "objective `triplet` has no option `score`"),
+    ],
+)
+def test_what_cannot_be_made_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(UnknownObjective) as caught:
+        make_objective(text, classes=3, dimension=4)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_refused_value_names_the_option() -> None:
+    with pytest.raises(ValueError, match="argument `alpha`: expected a finite number > 0"):
+        make_objective("multi_similarity:alpha=-1", classes=3, dimension=4)
+
+
+@pytest.mark.parametrize("name", objective_types())
+def test_every_objective_has_a_curve(name: str) -> None:
+    curve = weight_curve(make_objective(name, classes=CLASSES, dimension=DIMENSION), points=21)
+    assert len(curve.scores) == len(curve.positive) == len(curve.negative) == 21
+    assert all(math.isfinite(value) for value in (*curve.positive, *curve.negative))
+    assert any(curve.negative) or any(curve.positive)
+    assert curve.positives_around > curve.negatives_around
+
+
+def test_the_curve_is_the_closed_form() -> None:
+    curve = weight_curve(ContrastiveLoss(threshold=0.3), points=41)
+    assert (curve.scores[0], curve.scores[-1]) == (-1.0, 1.0)
+    assert all(value == pytest.approx(-1) for value in curve.positive)
+    for score, value in zip(curve.scores, curve.negative, strict=True):
+        assert value == pytest.approx(float(score > 0.3))
+
+
+def test_other_scores_run_over_the_batch() -> None:
+    curve = weight_curve(ContrastiveLoss(score=NegativeDistance()), points=5)
+    assert curve.scores[0] < -1
+    assert curve.scores[-1] == pytest.approx(0)
+    assert torch.tensor(curve.positive).isfinite().all()
