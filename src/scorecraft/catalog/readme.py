@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from scorecraft.catalog.entries import Entry, entries
@@ -42,11 +41,16 @@ def refreshed(text: str) -> str:
     return _BLOCK.sub(lambda block: f"{block[1]}{_TABLES[block['name']]()}\n{block[3]}", text)
 
 
-def verdicts() -> str:
-    """The finished papers with what their desk study found."""
-    rows = [_verdict_row(entry) for entry in entries() if entry.done]
+def verdicts(papers: str = "docs/papers/", plots: str | None = "results/studies/") -> str:
+    """The finished papers with what their desk study found.
+
+    Args:
+        papers: where the link to a paper's page leads.
+        plots: where that to the verdict's plot leads; none when left out.
+    """
+    rows = [_verdict_row(entry, papers, plots) for entry in entries() if entry.done]
     head = ("paper", "claim", f"improvement, {wording.CONFIDENCE_TEXT} interval", "margin", "paired seeds", "verdict")
-    return _table(head, rows) + "\n\n" + _origins([study_record(entry.paper.slug) for entry in entries() if entry.done])
+    return table(head, rows) + "\n\n" + _origins([study_record(entry.paper.slug) for entry in entries() if entry.done])
 
 
 def benchmarks() -> str:
@@ -56,25 +60,24 @@ def benchmarks() -> str:
         record = bench_record(device)
         if record is not None:
             head = ("bench", "case", "what", "ours", "peer", "floor", "ours / peer", "ours / floor", "bound", "kept")
-            parts += [_table(head, [_bench_row(row) for row in record["rows"]]), _peers(record), _origins([record])]
+            parts += [table(head, [_bench_row(row) for row in record["rows"]]), _peers(record), _origins([record])]
     return "\n\n".join(parts) or "Not recorded yet."
 
 
 _TABLES: Mapping[str, Callable[[], str]] = {"verdicts": verdicts, "benchmarks": benchmarks}
 
 
-def _verdict_row(entry: Entry) -> Sequence[str]:
+def _verdict_row(entry: Entry, papers: str, plots: str | None) -> Sequence[str]:
     paper = entry.paper
-    name = f"[{paper.slug}](docs/papers/{paper.slug}.md): [{paper.title}]({paper.url})"
+    name = f"[{paper.slug}]({papers}{paper.slug}.md): [{paper.title}]({paper.url})"
     record = study_record(paper.slug)
     if record is None:
         return name, "", "", "", "", "not recorded yet"
     result = StudyResult.from_json(record)
     claim, metric = result.claim, result.metric(result.claim.metric)
-    plot = f"results/studies/{paper.slug}/{result.scale}-{claim.world}.png"
-    linked = (
-        f"[{result.verdict}]({plot})" if study_path(paper.slug).with_name(Path(plot).name).is_file() else result.verdict
-    )
+    plot = f"{result.scale}-{claim.world}.png"
+    drawn = plots is not None and study_path(paper.slug).with_name(plot).is_file()
+    linked = f"[{result.verdict}]({plots}{paper.slug}/{plot})" if drawn else result.verdict
     found = f"{wording.improvement(claim.found, metric)} {wording.improvement_interval(claim.found, metric)}"
     return name, claim.sentence, found, wording.margin(claim, metric), str(claim.found.pairs), f"**{linked}**"
 
@@ -93,11 +96,12 @@ def _peers(record: Mapping[str, Any]) -> str:
 
 def _origins(records: Sequence[Mapping[str, Any] | None]) -> str:
     """One line for each machine and day that the records come from."""
-    lines = dict.fromkeys(_origin(record["provenance"]) for record in records if record is not None)
+    lines = dict.fromkeys(origin(record["provenance"]) for record in records if record is not None)
     return "\n".join(lines) or "Nothing is recorded yet."
 
 
-def _origin(provenance: Mapping[str, Any]) -> str:
+def origin(provenance: Mapping[str, Any]) -> str:
+    """When and on what something was recorded."""
     hardware, versions = provenance["hardware"], provenance["versions"]
     machine = f"{hardware['cpu']}, {hardware['cores']} cores" + (f", {hardware['gpu']}" if hardware["gpu"] else "")
     return f"Recorded {provenance['date'][:10]} on {machine}, torch {versions['torch']}."
@@ -111,7 +115,8 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
