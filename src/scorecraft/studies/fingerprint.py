@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scorecraft.studies.study import Scale, Study
+from scorecraft.studies.study import Experiment, Scale
 
 _PACKAGE = "scorecraft"
 _ROOT = Path(__file__).resolve().parents[1]
@@ -23,11 +23,11 @@ Fingerprint = dict[str, dict[str, dict[str, Any]]]
 """`{"code": {module: {"sha256": ...}}, "configuration": {part: settings}, "versions": {"torch": {"version": ...}}}`"""
 
 
-def fingerprint(study: Study, scale: Scale) -> Fingerprint:
-    """The fingerprint of a study at a scale, in a form that JSON keeps unchanged."""
+def fingerprint(experiment: Experiment, scale: Scale) -> Fingerprint:
+    """The fingerprint of a study or comparison at a scale, in a form that JSON keeps unchanged."""
     return {
-        "code": {name: {"sha256": digest} for name, digest in source_hashes(study.trial.__module__).items()},
-        "configuration": {name: dict(settings) for name, settings in study.configuration(scale).items()},
+        "code": {name: {"sha256": digest} for name, digest in source_hashes(experiment.trial.__module__).items()},
+        "configuration": {name: dict(settings) for name, settings in experiment.configuration(scale).items()},
         "versions": {"torch": {"version": importlib.metadata.version("torch")}},
     }
 

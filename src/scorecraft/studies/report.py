@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scorecraft.studies import wording
 from scorecraft.studies.result import JudgedClaim, StudyResult
@@ -147,11 +147,16 @@ def html_report(result: StudyResult) -> str:
     if result.notes:
         notes = "".join(f"<li>{escape(note)}</li>" for note in result.notes)
         sections.append(f"<section><h2>What to keep in mind</h2><ul>{notes}</ul></section>")
-    sections += [_settings(result), _seed_values(result), _provenance(result)]
+    sections += [_settings(result), _seed_values(result), provenance_section(result.provenance)]
+    return html_page(f"{result.slug}: {result.verdict}", sections)
+
+
+def html_page(title: str, sections: Iterable[str]) -> str:
+    """A page of sections in the look of all reports."""
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(result.slug)}: {result.verdict}</title><style>{_STYLE}</style></head>\n<body><main>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
         + "\n".join(sections)
         + "\n</main></body></html>\n"
     )
@@ -216,7 +221,7 @@ def _world_section(result: StudyResult, world: World) -> str:
     rows = [(contender.role, _row(result, world, contender)) for contender in result.contenders_in(world.name)]
     return (
         f"<section><h2>{escape(_world_heading(result, world))}</h2><p>{escape(world.description)}</p>{picture}"
-        f"{_table(header, [cells for _, cells in rows], classes=[role for role, _ in rows])}"
+        f"{html_table(header, [cells for _, cells in rows], classes=[role for role, _ in rows])}"
         f"<p class=quiet>Means with {wording.CONFIDENCE_TEXT} intervals over {len(result.seeds)} seeds. Improvements "
         "are paired by seed and count in the direction of the metric; p-values carry Holm's correction over the "
         f"contenders of this table.</p>{_every_metric(result, world)}</section>"
@@ -241,7 +246,7 @@ def _every_metric(result: StudyResult, world: World) -> str:
         return ""
     names = [result.contender(name).title for name in (result.claim.method, result.claim.baseline)]
     header = ["by every metric", *names, "improvement", f"{wording.CONFIDENCE_TEXT} interval", "p (Holm)"]
-    return _table(header, rows)
+    return html_table(header, rows)
 
 
 def _expectations(result: StudyResult) -> str:
@@ -257,7 +262,7 @@ def _expectations(result: StudyResult) -> str:
                 f"{wording.VERDICT_SYMBOL[claim.verdict]} {claim.verdict}",
             ]
         )
-    table = _table(["expectation", "world", "found", "margin", "outcome"], rows)
+    table = html_table(["expectation", "world", "found", "margin", "outcome"], rows)
     return (
         f"<section><h2>Also expected</h2><p>Written down beforehand, without a say in the verdict.</p>{table}</section>"
     )
@@ -270,7 +275,7 @@ def _settings(result: StudyResult) -> str:
         *((f"contender: {contender.title}", contender.settings) for contender in result.contenders),
     ]
     rows = [[name, _settings_text(settings)] for name, settings in named if settings]
-    return f"<section><details><summary>Settings</summary>{_table(['what', 'settings'], rows)}</details></section>"
+    return f"<section><details><summary>Settings</summary>{html_table(['what', 'settings'], rows)}</details></section>"
 
 
 def _settings_text(settings: Settings) -> str:
@@ -293,13 +298,14 @@ def _seed_values(result: StudyResult) -> str:
                 for contender in result.contenders_in(world.name)
             ]
             header = ["contender", *(f"seed {seed}" for seed in result.seeds)]
-            tables.append(f"<h3>{escape(world.title)}: {escape(metric.title)}</h3>{_table(header, rows)}")
+            tables.append(f"<h3>{escape(world.title)}: {escape(metric.title)}</h3>{html_table(header, rows)}")
     return f"<section><details><summary>Every seed</summary>{''.join(tables)}</details></section>"
 
 
-def _provenance(result: StudyResult) -> str:
+def provenance_section(provenance: Mapping[str, Any]) -> str:
+    """Where and when and with what something was run."""
     rows: list[list[str]] = []
-    for name, value in result.provenance.items():
+    for name, value in provenance.items():
         if isinstance(value, Mapping):
             rows += [[f"{name}: {key}", str(inner)] for key, inner in value.items() if inner is not None]
         elif name == "trial_seconds":
@@ -308,11 +314,12 @@ def _provenance(result: StudyResult) -> str:
             rows.append([name, ", ".join(map(str, value))])
         elif value is not None:
             rows.append([name, str(value)])
-    table = _table(["what", "value"], rows)
+    table = html_table(["what", "value"], rows)
     return f"<section><details open><summary>Where this comes from</summary>{table}</details></section>"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str] = ()) -> str:
+def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str] = ()) -> str:
+    """A table of plain cells; `classes` style its rows."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = []
     for index, row in enumerate(rows):

@@ -26,7 +26,7 @@ from scorecraft.studies.fingerprint import fingerprint
 from scorecraft.studies.provenance import cpu_model, now, provenance
 from scorecraft.studies.result import StudyResult, TrialRecord, conclude
 from scorecraft.studies.run_folder import RunFolder
-from scorecraft.studies.study import Contender, Scale, Study, StudyError, Trial, World
+from scorecraft.studies.study import Contender, Experiment, Scale, Study, StudyError, Trial, World
 
 _Meeting = tuple[World, Contender, int]
 
@@ -98,33 +98,55 @@ def run_study(
     if jobs is not None and jobs < 1:
         raise ValueError(f"argument `jobs`: expected an integer >= 1, got {jobs}")
     path = default_folder(study.slug, scale) if folder is None else Path(folder)
-    with RunFolder(path, fingerprint(study, chosen), study=study.slug, scale=scale, fresh=fresh) as run:
-        wanted = [(world, contender, seed) for seed in numbers for world, contender in study.meetings()]
+    records, where = run_trials(
+        study, chosen, numbers, jobs=jobs, folder=path, fresh=fresh, progress=progress, command=command
+    )
+    return conclude(study, chosen, numbers, records, where)
+
+
+def run_trials(
+    experiment: Experiment,
+    scale: Scale,
+    seeds: Sequence[int],
+    *,
+    folder: Path,
+    jobs: int | None = None,
+    fresh: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    command: str | None = None,
+) -> tuple[list[TrialRecord], dict[str, Any]]:
+    """Run what is missing of an experiment in a folder; its trials in order, and where they come from.
+
+    Args and errors are those of `run_study`.
+    """
+    with RunFolder(folder, fingerprint(experiment, scale), study=experiment.slug, scale=scale.name, fresh=fresh) as run:
+        wanted = [(world, contender, seed) for seed in seeds for world, contender in experiment.meetings()]
         missing = [one for one in wanted if (one[0].name, one[1].name, one[2]) not in run.trials]
         resumed = done = len(wanted) - len(missing)
         tell = progress or _ignore
         tell(Progress(done, len(wanted), resumed, "", 0.0))
         workers = min(jobs or joblib.cpu_count(), len(missing))
-        metrics = tuple(metric.name for metric in study.metrics)
+        metrics = tuple(metric.name for metric in experiment.metrics)
+        titles = {(world.name, contender.name): (world, contender) for world, contender, _ in wanted}
         failure: TrialFailed | None = None
         begun = _until(lambda: failure is not None, missing)  # after a failure, what runs is finished and kept
         try:
-            with contextlib.closing(_outcomes(study.trial, metrics, begun, chosen, workers)) as outcomes:
+            with contextlib.closing(_outcomes(experiment.trial, metrics, begun, scale, workers)) as outcomes:
                 for outcome in outcomes:
                     if isinstance(outcome, TrialFailed):
                         failure = failure or outcome
                         continue
                     run.save(outcome)
                     done += 1
-                    label = _label(study.world(outcome.world), study.contender(outcome.contender), outcome.seed)
+                    label = _label(*titles[outcome.world, outcome.contender], outcome.seed)
                     tell(Progress(done, len(wanted), resumed, label, outcome.seconds))
         except KeyboardInterrupt as stop:
             raise RunInterrupted(
-                f"stopped with {done} of {len(wanted)} trials finished in {path}: the same command goes on from there"
+                f"stopped with {done} of {len(wanted)} trials finished in {folder}: the same command goes on from there"
             ) from stop
         except BrokenProcessPool as broken:
             raise StudyError(
-                f"a worker process died with {done} of {len(wanted)} trials finished in {path}, perhaps for want of"
+                f"a worker process died with {done} of {len(wanted)} trials finished in {folder}, perhaps for want of"
                 " memory: the same command goes on from there, `--jobs 1` needs the least"
             ) from broken
         if failure is not None:
@@ -132,13 +154,8 @@ def run_study(
         records = [run.trials[world.name, contender.name, seed] for world, contender, seed in wanted]
     where = provenance(command)
     machines = sorted({record.cpu for record in records})
-    return conclude(
-        study,
-        chosen,
-        numbers,
-        records,
-        {**where, "jobs": workers, "trial_seconds": sum(record.seconds for record in records), "cpus": machines},
-    )
+    took = sum(record.seconds for record in records)
+    return records, {**where, "jobs": workers, "trial_seconds": took, "cpus": machines}
 
 
 def _outcomes(

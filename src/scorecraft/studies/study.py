@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from scorecraft.core.paper import Paper
 
@@ -113,6 +113,33 @@ _Named = TypeVar("_Named", Metric, Contender, World, Scale)
 
 Trial = Callable[[World, Contender, int, Scale], Mapping[str, float]]
 """Runs one contender with one seed: a module's function that depends on nothing but its arguments."""
+
+
+class Experiment(Protocol):
+    """What the runner needs to know: a study is one, and so is a comparison on somebody's own data."""
+
+    @property
+    def slug(self) -> str:
+        """What a run's folder says it belongs to."""
+        ...
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What every trial returns."""
+        ...
+
+    @property
+    def trial(self) -> Trial:
+        """Runs one contender with one seed."""
+        ...
+
+    def meetings(self) -> Iterable[tuple[World, Contender]]:
+        """Every contender in every world it takes part in."""
+        ...
+
+    def configuration(self, scale: Scale) -> dict[str, Settings]:
+        """Everything that a trial is told, by name."""
+        ...
 
 
 @dataclass(frozen=True)
