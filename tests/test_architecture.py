@@ -35,8 +35,9 @@ BELOW = {
     "studies": {"core", *ROOMS, "integrations"},
     "catalog": {"core", *ROOMS, "integrations", "studies"},
     "bench": {"core", *ROOMS, "integrations", "studies"},
-    "cli": {"core", *ROOMS, "integrations", "studies", "catalog", "bench"},
-    "app": {"core", *ROOMS, "integrations", "studies", "catalog", "bench"},
+    "comparisons": {"core", *ROOMS, "integrations", "studies", "catalog"},
+    "cli": {"core", *ROOMS, "integrations", "studies", "catalog", "comparisons", "bench"},
+    "app": {"core", *ROOMS, "integrations", "studies", "catalog", "comparisons", "bench"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -67,9 +67,8 @@ def make_objective(text: str, *, classes: int, dimension: int) -> Objective:
         UnknownObjective: no objective has this name, or it has no such option.
         ValueError: the objective refuses a value; the line names the option.
     """
-    name, _, options_text = text.partition(":")
+    name, given = read_spelling(text)
     kind = find_objective(name)
-    given = _options(text, options_text)
     known = _option_names(kind)
     for option in given:
         if option not in known:
@@ -79,7 +78,13 @@ def make_objective(text: str, *, classes: int, dimension: int) -> Objective:
     return kind.example(classes=classes, dimension=dimension, **given)
 
 
-def _options(text: str, options: str) -> dict[str, object]:
+def read_spelling(text: str) -> tuple[str, dict[str, object]]:
+    """Name and options of `NAME:option=value,option=value`.
+
+    Raises:
+        UnknownObjective: it is not written so.
+    """
+    name, _, options = text.partition(":")
     given: dict[str, object] = {}
     for part in filter(None, re.split(r",(?![^(\[]*[)\]])", options)):  # not inside brackets
         option, equals, value = part.partition("=")
@@ -89,7 +94,7 @@ def _options(text: str, options: str) -> dict[str, object]:
             given[option.strip()] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError):
             given[option.strip()] = value.strip()
-    return given
+    return name.strip(), given
 
 
 def _option_names(kind: type[Objective]) -> list[str]:

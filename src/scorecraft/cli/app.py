@@ -18,6 +18,10 @@ app = typer.Typer(
 )
 
 
+compare = typer.Typer(rich_markup_mode="rich", no_args_is_help=True)
+app.add_typer(compare, name="compare")
+
+
 class Room(StrEnum):
     """The families of papers."""
 
@@ -193,6 +197,72 @@ def reproduce(
         fresh=fresh,
         record=record,
         as_json=json,
+    )
+
+
+@compare.callback(
+    epilog=_examples(
+        "scorecraft compare similarity --data items.npz --objective multi-similarity --objective triplet",
+        "scorecraft compare similarity --help",
+    )
+)
+def compare_command() -> None:
+    """Compare objectives on your own data, with equal budgets and an answer that may be: cannot tell."""
+
+
+@compare.command(
+    epilog=_examples(
+        "scorecraft compare similarity --data items.npz --objective multi-similarity --objective triplet:margin=0.2",
+        "scorecraft compare similarity --data photos/ --objective unpg --objective pml:ArcFaceLoss --seeds 16",
+        "scorecraft compare similarity --data table.csv --labels species --json",
+    )
+)
+def similarity(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="An .npz, .npy, .csv or .parquet file, a folder with a folder of images per class, or a hub data set."
+        ),
+    ],
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:option=value,...]",
+            help="An objective to compare, two or more; pml:NAME is a loss of pytorch-metric-learning. All of this "
+            "library's when left out.",
+        ),
+    ] = None,
+    features: Annotated[str | None, typer.Option(help="Array or column of the items, where it cannot be told.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Array or column of the classes, where it cannot be told.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a hub data set; train when left out.")] = None,
+    seeds: Annotated[int, typer.Option(min=2, help="Splits of the data, each with its own initial weights.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Batches per training.")] = 300,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time; one per core when left out.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the run is written; in scorecraft-runs/ when left out.", file_okay=False)
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming a run that is there.")] = False,
+    json: Json = False,
+) -> None:
+    """Which objective makes the best embedding of your labelled items?
+
+    Every seed splits the data; each objective trains one small encoder per learning rate, is tuned on the validation
+    part and measured once on the test part. Interrupted, it goes on when the command is repeated.
+    """
+    from scorecraft.cli import comparing
+
+    comparing.compare_similarity(
+        data,
+        objective or [],
+        seeds=seeds,
+        steps=steps,
+        jobs=jobs,
+        folder=folder,
+        fresh=fresh,
+        as_json=json,
+        features=features,
+        labels=labels,
+        split=split,
     )
 
 

@@ -58,11 +58,11 @@ def world_figure(result: StudyResult, world: str, palette: Palette = LIGHT) -> F
         values = result.values(world, contender.name, metric.name)
         mean = mean_interval(values)
         left.scatter(values, [row] * len(values), s=16, color=colour, alpha=0.45, linewidths=0, zorder=2)
-        _interval(left, row, mean.mean, mean.low, mean.high, colour, hollow=contender.role == "reference")
+        interval_mark(left, row, mean.mean, mean.low, mean.high, colour, hollow=contender.role == "reference")
         compared = result.comparison(world, contender.name, metric.name)
         if compared is not None:
             found = compared.found
-            _interval(right, row, found.improvement, found.low, found.high, colour, hollow=False)
+            interval_mark(right, row, found.improvement, found.low, found.high, colour)
     left.set_yticks(range(len(contenders)), [contender.title for contender in contenders])
     left.invert_yaxis()
     left.set_xlabel(f"{metric.title} ({wording.direction(metric)})")
@@ -113,7 +113,9 @@ def _colour(contender: Contender, palette: Palette) -> str:
     return {"method": palette.method, "baseline": palette.baseline}.get(contender.role, palette.contender)
 
 
-def _interval(axes: Axes, row: int, mean: float, low: float, high: float, colour: str, *, hollow: bool) -> None:
+def interval_mark(
+    axes: Axes, row: int, mean: float, low: float, high: float, colour: str, *, hollow: bool = False
+) -> None:
     """A mean with its interval; an unbounded interval is left out."""
     if math.isfinite(low) and math.isfinite(high):
         axes.plot([low, high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt", zorder=3)

@@ -69,6 +69,7 @@ def paired_comparison(
     better: Literal["higher", "lower"] = "higher",
     relative: bool = False,
     confidence: float = CONFIDENCE,
+    resampled: float = 0.0,
 ) -> PairedComparison:
     """Compare two contenders seed by seed: `d_i = +-(method_i - baseline_i)`, over `|mean(baseline)|` if `relative`.
 
@@ -81,6 +82,9 @@ def paired_comparison(
         better: the direction of the metric.
         relative: count improvements as a fraction of the baseline's mean.
         confidence: of the interval, in (0, 1).
+        resampled: where every seed splits the same finite data anew, the ratio of test to training items, >= 0. Such
+            differences are not independent, and the standard error is `sd sqrt(1/n + resampled)` instead of
+            `sd / sqrt(n)` (Nadeau and Bengio 2003, Inference for the generalization error).
 
     Raises:
         ValueError: lists of different length, empty or non-finite; a relative comparison with a baseline of mean zero.
@@ -101,7 +105,7 @@ def paired_comparison(
     deviation = float(differences.std(ddof=1))
     if deviation <= resolution:
         return PairedComparison(n, mean, mean, mean, None, 1.0 if abs(mean) <= resolution else 0.0, relative)
-    error = deviation / math.sqrt(n)
+    error = deviation * math.sqrt(1 / n + resampled)
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
     p_value = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
     return PairedComparison(n, mean, mean - half, mean + half, mean / deviation, p_value, relative)
