@@ -210,7 +210,10 @@ def _named(source: object, names: Sequence[str], wanted: str | None, usual: Sequ
 
 
 def _checked(source: str, items: Any, classes: Any) -> LabelledData:
-    values, names = np.asarray(items), np.asarray(classes)
+    try:
+        values, names = np.asarray(items), np.asarray(classes)
+    except ValueError as error:
+        raise BadData(f"data `{source}`: expected items all of one shape ({error})") from error
     if values.dtype == object or not np.issubdtype(values.dtype, np.number):
         _bad(source, f"expected numbers as items, all of one shape, got {values.dtype} of shape {values.shape}")
     if values.ndim < 2 or values.ndim > 4 or names.ndim != 1 or len(values) != len(names):
@@ -222,9 +225,10 @@ def _checked(source: str, items: Any, classes: Any) -> LabelledData:
         _bad(source, f"expected finite items, got {int((~tensor.isfinite()).sum())} values that are not")
     if values.ndim > 2:
         tensor = tensor / (255 if values.dtype == np.uint8 else max(1.0, float(tensor.abs().max())))
-        tensor = (
-            tensor[:, None] if values.ndim == 3 else tensor.permute(0, 3, 1, 2) if values.shape[-1] <= 4 else tensor
-        )
+        if values.ndim == 3:
+            tensor = tensor[:, None]
+        elif values.shape[-1] <= 4:  # channels last, as image files have them
+            tensor = tensor.permute(0, 3, 1, 2)
     _, labels = np.unique(names, return_inverse=True)
     data = LabelledData(tensor.contiguous(), torch.from_numpy(labels.reshape(-1)).long())
     if data.classes < 2:

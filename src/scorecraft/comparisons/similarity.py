@@ -67,18 +67,16 @@ def similarity_comparison(
     given = {name: value for name, value in reading.items() if value is not None}
     for text in objectives:
         _objective(text, classes=2, dimension=4)
-    by_class = data.classes >= CLASSES_TO_SPLIT
     shape = " x ".join(str(size) for size in data.items.shape[1:])
-    unseen = (
-        "classes of their own for training, validation and test" if by_class else "items of every class in each part"
-    )
+    own, shared = "classes of their own for training, validation and test", "items of every class in each part"
+    parts = own if data.classes >= CLASSES_TO_SPLIT else shared
     return Comparison(
         task="similarity",
         metrics=METRICS,
         world=World(
             "data",
             source,
-            f"{len(data.labels)} items of {shape} in {data.classes} classes; {unseen}.",
+            f"{len(data.labels)} items of {shape} in {data.classes} classes; {parts}.",
             {"source": source, "sha256": data.digest(), **given},
         ),
         contenders=tuple(Contender(contender_name(text), text, settings={"objective": text}) for text in objectives),
