@@ -290,6 +290,14 @@ def bench(
     benchmarks.bench(names or [], device=device.value, record=record, as_json=json)
 
 
+@app.command("new-paper", epilog=_examples("scorecraft new-paper metrix"))
+def new_paper(paper: Annotated[str, typer.Argument(metavar="PAPER", help=PAPER_HELP)]) -> None:
+    """Lay out the files of a planned paper in this checkout, for those who implement it."""
+    from scorecraft.cli import papers
+
+    papers.lay_out_paper(paper)
+
+
 @app.command(epilog=_examples("scorecraft doctor", "scorecraft doctor --json"))
 def doctor(json: Json = False) -> None:
     """Show versions and devices, and which optional parts are missing and how to install them."""

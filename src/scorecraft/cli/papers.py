@@ -11,6 +11,7 @@ from rich.text import Text
 
 from scorecraft.catalog import Entry, UnknownPaper, entries, find, search, study_record
 from scorecraft.cli import UsageError
+from scorecraft.cli.recording import require_checkout
 from scorecraft.cli.terminal import print_json, stdout
 from scorecraft.studies import registry
 
@@ -98,6 +99,20 @@ def cite_papers(names: list[str]) -> None:
     """Print BibTeX, each paper once."""
     papers = dict.fromkeys(lookup(name).paper for name in names)
     print("\n\n".join(paper.bibtex for paper in papers))
+
+
+def lay_out_paper(name: str) -> None:
+    """Write a planned paper's skeleton into the checkout."""
+    from scorecraft.catalog.new_paper import AlreadyThere, lay_out
+
+    root = require_checkout("new-paper")
+    try:
+        written = lay_out(lookup(name), root)
+    except AlreadyThere as error:
+        raise UsageError(str(error)) from error
+    for path in written:
+        stdout().print(Text(str(path.relative_to(root))), soft_wrap=True)
+    stdout().print("Add the slug to studies/registry.py; CONTRIBUTING.md has the five steps.", style="dim")
 
 
 def _api_table(names: tuple[str, ...]) -> Table:
