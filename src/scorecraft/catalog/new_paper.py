@@ -108,7 +108,7 @@ def test_check_values() -> None:
     expected = torch.tensor(float("nan"), dtype=torch.float64)  # the figure of the specification
     torch.testing.assert_close($kind().on_scores(scores, torch.tensor([0, 0, 1])), expected)
 ''',
-    "src/scorecraft/studies/$slug.py": '''"""Does the claim show? Claim, margin and contenders are fixed before anything is run."""
+    "src/scorecraft/studies/$slug.py": '''"""Does the claim show? All is fixed before anything is run."""
 
 from __future__ import annotations
 
