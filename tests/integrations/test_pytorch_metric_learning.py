@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import subprocess
 import sys
@@ -22,6 +23,7 @@ pytest.importorskip("pytorch_metric_learning")
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
 from pytorch_metric_learning.utils import distributed, loss_and_miner_utils
 
+from scorecraft.catalog.objectives import make_objective, objective_types
 from scorecraft.core import Cosine, Dot, NegativeDistance, NegativeSquaredDistance, Objective, Pairs, citation, tiled
 from scorecraft.integrations.pytorch_metric_learning import (
     CrossBatchMemory,
@@ -397,6 +399,15 @@ def test_cross_batch_memory_admits_what_it_can_serve() -> None:
     CrossBatchMemory(losses.ContrastiveLoss(), 6)
     with pytest.raises(Exception, match="not supported for ArcFaceLoss"):
         CrossBatchMemory(losses.ArcFaceLoss(3, 6), 6)
+
+
+@pytest.mark.parametrize("name", objective_types())
+def test_every_objective_is_a_loss_of_the_host(name: str) -> None:
+    x, y = batch()
+    objective = make_objective(name, classes=int(y.max()) + 1, dimension=x.shape[1]).double()
+    loss = MetricLearningLoss(copy.deepcopy(objective))
+    assert_same(value_and_gradient(loss, x, y, of=x), value_and_gradient(objective, x, y, of=x))
+    assert citation(loss) == citation(objective)
 
 
 # --- several processes ---------------------------------------------------------------------------------------------

@@ -36,7 +36,9 @@ from sentence_transformers.sentence_transformer.modules import Pooling, StaticEm
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from scorecraft.catalog.objectives import make_objective, objective_types
 from scorecraft.core import RowObjective, Tile, citation, tiled
+from scorecraft.core.paper import papers_of
 from scorecraft.integrations.sentence_transformers import CachedLabelBatchLoss, LabelBatchLoss, MultiSimilarityLoss
 from scorecraft.similarity import multi_similarity, tcm
 
@@ -343,6 +345,47 @@ def test_learnable_objectives(model: SentenceTransformer) -> None:
         CachedLabelBatchLoss(model, objective)
     objective.requires_grad_(False)
     CachedLabelBatchLoss(model, objective)
+
+
+# --- every objective of the library --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", objective_types())
+def test_every_objective_trains_is_cited_and_saved(model: SentenceTransformer, tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    objective = make_objective(name, classes=CLASSES, dimension=16)
+    loss = LabelBatchLoss(model, objective)
+    assert loss.get_config_dict()["objective"].startswith(type(objective).__name__)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    options = arguments(tmp_path / "run", num_train_epochs=1)
+    SentenceTransformerTrainer(model, options, train_dataset=dataset(), loss=loss).train()
+    assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    model.save_pretrained(str(tmp_path / "model"))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert all(paper.arxiv in card for paper in papers_of(objective))
+    again = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    texts = texts_and_labels()[0][:3]
+    torch.testing.assert_close(again.encode(texts, convert_to_tensor=True), model.encode(texts, convert_to_tensor=True))
+
+
+@pytest.mark.parametrize("name", objective_types())
+def test_every_objective_without_parameters_can_be_cached(double_model: SentenceTransformer, name: str) -> None:
+    double_model.eval()
+    objective = make_objective(name, classes=CLASSES, dimension=16).double()
+    if any(parameter.requires_grad for parameter in objective.parameters()):
+        pytest.skip("caching carries no gradients to parameters of the loss")
+    features, labels = batch(double_model)
+    found = {}
+    for way, loss in {
+        "plain": LabelBatchLoss(double_model, objective),
+        "cached": CachedLabelBatchLoss(double_model, copy.deepcopy(objective), mini_batch_size=5),
+    }.items():
+        double_model.zero_grad()
+        value = loss(copy.deepcopy(features), labels)
+        value.backward()
+        found[way] = {"value": value.detach(), **gradients(double_model)}
+    for key, expected in found["plain"].items():
+        torch.testing.assert_close(found["cached"][key], expected, rtol=1e-6, atol=1e-9, msg=key)
 
 
 # --- Matryoshka ----------------------------------------------------------------------------------------------------
