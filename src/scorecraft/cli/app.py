@@ -40,6 +40,13 @@ class Scale(StrEnum):
     desk = "desk"
 
 
+class Backend(StrEnum):
+    """Where trials are run."""
+
+    local = "local"
+    ray = "ray"
+
+
 class Device(StrEnum):
     """What benchmarks run on."""
 
@@ -158,6 +165,7 @@ def cite(
         "scorecraft reproduce multi-similarity",
         "scorecraft reproduce tcm unpg --scale smoke",
         "scorecraft reproduce --all --jobs 8",
+        "scorecraft reproduce --all --backend ray",
         "scorecraft reproduce multi-similarity --seeds 16 --json > result.json",
     )
 )
@@ -171,6 +179,10 @@ def reproduce(
         int | None, typer.Option(min=1, help="Paired seeds; the study's own number when left out.")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time; one per core when left out.")] = None,
+    backend: Annotated[
+        Backend,
+        typer.Option(help="local: processes of this machine. ray: the Ray cluster of the environment, or a local one."),
+    ] = Backend.local,
     folder: Annotated[
         Path | None, typer.Option(help="Where runs are written; scorecraft-runs/ here when left out.", file_okay=False)
     ] = None,
@@ -193,6 +205,7 @@ def reproduce(
         scale=scale.value,
         seeds=seeds,
         jobs=jobs,
+        backend=backend.value,
         folder=folder,
         fresh=fresh,
         record=record,

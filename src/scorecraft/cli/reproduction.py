@@ -19,7 +19,7 @@ from scorecraft.studies import registry
 from scorecraft.studies.report import ReportFiles, terminal_table, write_json, write_report
 from scorecraft.studies.result import StudyResult
 from scorecraft.studies.run_folder import write_atomically
-from scorecraft.studies.runner import RUNS, Progress, run_study
+from scorecraft.studies.runner import RUNS, Backend, Progress, run_study
 from scorecraft.studies.study import Study, StudyError
 
 
@@ -30,6 +30,7 @@ def reproduce(
     scale: str,
     seeds: int | None,
     jobs: int | None,
+    backend: Backend,
     folder: Path | None,
     fresh: bool,
     record: bool,
@@ -48,7 +49,7 @@ def reproduce(
     for study in studies:
         place = (RUNS if folder is None else folder) / study.slug / scale
         try:
-            result, resumed = _run(study, scale, seeds, jobs, place, fresh)
+            result, resumed = _run(study, scale, seeds, jobs, backend, place, fresh)
             files = write_report(result, place)
             if record:
                 _record(result, files)
@@ -82,7 +83,7 @@ def _chosen(names: list[str], every: bool) -> list[Study]:
 
 
 def _run(
-    study: Study, scale: str, seeds: int | None, jobs: int | None, place: Path, fresh: bool
+    study: Study, scale: str, seeds: int | None, jobs: int | None, backend: Backend, place: Path, fresh: bool
 ) -> tuple[StudyResult, int]:
     """The result, and how many of its trials an earlier run had left."""
     command = shlex.join(["scorecraft", *sys.argv[1:]])
@@ -95,7 +96,15 @@ def _run(
             advance(event.done, event.total, f"{study.slug}  {event.trial}")
 
         result = run_study(
-            study, scale=scale, seeds=seeds, jobs=jobs, folder=place, fresh=fresh, progress=told, command=command
+            study,
+            scale=scale,
+            seeds=seeds,
+            jobs=jobs,
+            backend=backend,
+            folder=place,
+            fresh=fresh,
+            progress=told,
+            command=command,
         )
     return result, resumed
 

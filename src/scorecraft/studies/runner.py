@@ -18,18 +18,20 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import joblib
 
 from scorecraft.studies.fingerprint import fingerprint
 from scorecraft.studies.provenance import cpu_model, now, provenance
+from scorecraft.studies.ray_cluster import on_ray
 from scorecraft.studies.result import StudyResult, TrialRecord, conclude
 from scorecraft.studies.run_folder import RunFolder
 from scorecraft.studies.study import Contender, Experiment, Scale, Study, StudyError, Trial, World
 
 _Meeting = tuple[World, Contender, int]
 
+Backend = Literal["local", "ray"]
 RUNS = Path("scorecraft-runs")
 
 
@@ -67,6 +69,7 @@ def run_study(
     scale: str = "desk",
     seeds: int | Sequence[int] | None = None,
     jobs: int | None = None,
+    backend: Backend = "local",
     folder: str | os.PathLike[str] | None = None,
     fresh: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -81,7 +84,8 @@ def run_study(
         study: what to run.
         scale: name of one of its scales.
         seeds: how many (0, 1, ...), or which; default: as many as the scale says.
-        jobs: trials at the same time; default: one per core. With 1 they run in this process.
+        jobs: trials at the same time; default: one per core. With 1 they run in this process (not on a cluster).
+        backend: `"local"` processes, or `"ray"`, a Ray cluster (see `ray_cluster`): the same trials, the same numbers.
         folder: of the run; default: `scorecraft-runs/<slug>/<scale>` under the working folder.
         fresh: throw away what the folder holds of an earlier run.
         progress: called with a `Progress`, in this process.
@@ -99,7 +103,15 @@ def run_study(
         raise ValueError(f"argument `jobs`: expected an integer >= 1, got {jobs}")
     path = default_folder(study.slug, scale) if folder is None else Path(folder)
     records, where = run_trials(
-        study, chosen, numbers, jobs=jobs, folder=path, fresh=fresh, progress=progress, command=command
+        study,
+        chosen,
+        numbers,
+        jobs=jobs,
+        backend=backend,
+        folder=path,
+        fresh=fresh,
+        progress=progress,
+        command=command,
     )
     return conclude(study, chosen, numbers, records, where)
 
@@ -111,6 +123,7 @@ def run_trials(
     *,
     folder: Path,
     jobs: int | None = None,
+    backend: Backend = "local",
     fresh: bool = False,
     progress: Callable[[Progress], None] | None = None,
     command: str | None = None,
@@ -131,7 +144,12 @@ def run_trials(
         failure: TrialFailed | None = None
         begun = _until(lambda: failure is not None, missing)  # after a failure, what runs is finished and kept
         try:
-            with contextlib.closing(_outcomes(experiment.trial, metrics, begun, scale, workers)) as outcomes:
+            tasks = ((os.getpid(), experiment.trial, metrics, *one, scale) for one in begun)
+            if backend == "ray" and missing:
+                begin = on_ray(_run_in_worker, tasks, jobs)
+            else:
+                begin = _on_this_machine(tasks, workers)
+            with contextlib.closing(begin) as outcomes:
                 for outcome in outcomes:
                     if isinstance(outcome, TrialFailed):
                         failure = failure or outcome
@@ -155,31 +173,24 @@ def run_trials(
     where = provenance(command)
     machines = sorted({record.cpu for record in records})
     took = sum(record.seconds for record in records)
-    return records, {**where, "jobs": workers, "trial_seconds": took, "cpus": machines}
+    return records, {**where, "backend": backend, "jobs": workers, "trial_seconds": took, "cpus": machines}
 
 
-def _outcomes(
-    trial: Trial,
-    metrics: tuple[str, ...],
-    begun: Iterable[_Meeting],
-    scale: Scale,
-    workers: int,
+def _on_this_machine(
+    tasks: Iterable[tuple[Any, ...]], workers: int
 ) -> Generator[TrialRecord | TrialFailed, None, None]:
     """Run trials and give each outcome as it comes; closing the generator stops the workers."""
     if workers <= 1:
         with _one_thread():
-            for world, contender, seed in begun:
-                yield _run_trial(trial, metrics, world, contender, seed, scale)
+            for _, *task in tasks:
+                yield _run_trial(*task)
         return
-    tasks = (
-        joblib.delayed(_run_in_worker)(os.getpid(), trial, metrics, world, contender, seed, scale)
-        for world, contender, seed in begun
-    )
     with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
         options: dict[str, Any] = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "2 * n_jobs"}
         pool = joblib.Parallel(n_jobs=workers, **options)
         with _deaf_to_interrupts():
-            outcomes = cast(Generator[TrialRecord | TrialFailed, None, None], pool(tasks))
+            given = pool(joblib.delayed(_run_in_worker)(*task) for task in tasks)
+            outcomes = cast(Generator[TrialRecord | TrialFailed, None, None], given)
     try:
         for outcome in outcomes:  # noqa: UP028 - `yield from` would close joblib's generator before the lines below
             yield outcome
