@@ -110,9 +110,11 @@ def seconds(statement: str) -> float:
 
 @pytest.mark.skipif(importlib.util.find_spec("resource") is None, reason="needs the resource module of POSIX systems")
 def test_import_costs_little() -> None:
-    torch = min(seconds("import torch") for _ in range(3))
-    assert min(seconds("import scorecraft") for _ in range(3)) < 0.2
-    assert min(seconds("import scorecraft; scorecraft.MultiSimilarityLoss") for _ in range(3)) <= torch + 0.3
+    assert min(seconds("import scorecraft") for _ in range(2)) < 0.2
+    # In turns: a busy machine slows both down alike.
+    turns = [(seconds("import scorecraft; scorecraft.MultiSimilarityLoss"), seconds("import torch")) for _ in range(4)]
+    ours, torch = (min(times) for times in zip(*turns, strict=True))
+    assert ours <= torch + 0.3
 
 
 def test_import_is_lazy() -> None:
