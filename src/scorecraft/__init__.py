@@ -23,6 +23,15 @@ if TYPE_CHECKING:
         score_gradients,
         tiled,
     )
+    from scorecraft.similarity.episodic_sampler import EpisodicBatchSampler, split_episode
+    from scorecraft.similarity.metrix import (
+        GenericPairLoss,
+        MetrixLoss,
+        MetrixModelLoss,
+        PairForm,
+        ProxyAnchored,
+        utilization,
+    )
     from scorecraft.similarity.multi_similarity import (
         BinomialDevianceLoss,
         ContrastiveLoss,
@@ -34,6 +43,7 @@ if TYPE_CHECKING:
     )
     from scorecraft.similarity.pk_sampler import PKSampler
     from scorecraft.similarity.recall import recall_at_k
+    from scorecraft.similarity.susana import EpisodeLoss, ICNNLoss, ProtoTripletLoss, icnn_score
     from scorecraft.similarity.tcm import ThresholdConsistentMarginLoss, opis
     from scorecraft.similarity.unpg import ArcFaceHead, CosFaceHead, MagFaceHead, UNPGLoss
 
@@ -46,16 +56,25 @@ __all__ = [
     "CosFaceHead",
     "Cosine",
     "Dot",
+    "EpisodeLoss",
+    "EpisodicBatchSampler",
+    "GenericPairLoss",
+    "ICNNLoss",
     "LiftedStructureLoss",
     "MagFaceHead",
     "MemoryQueue",
+    "MetrixLoss",
+    "MetrixModelLoss",
     "MultiSimilarityLoss",
     "MultiSimilarityMiner",
     "NPairLoss",
     "NegativeDistance",
     "NegativeSquaredDistance",
     "PKSampler",
+    "PairForm",
     "Pairs",
+    "ProtoTripletLoss",
+    "ProxyAnchored",
     "ThresholdConsistentMarginLoss",
     "TripletLoss",
     "UNPGLoss",
@@ -63,11 +82,14 @@ __all__ = [
     "across_ranks",
     "citation",
     "gradient_cached",
+    "icnn_score",
     "opis",
     "recall_at_k",
     "remembering",
     "score_gradients",
+    "split_episode",
     "tiled",
+    "utilization",
 ]
 
 _HOMES = {
@@ -85,6 +107,16 @@ _HOMES = {
         "score_gradients",
         "tiled",
     ),
+    "scorecraft.similarity.metrix": (
+        "GenericPairLoss",
+        "MetrixLoss",
+        "MetrixModelLoss",
+        "PairForm",
+        "ProxyAnchored",
+        "utilization",
+    ),
+    "scorecraft.similarity.susana": ("EpisodeLoss", "ICNNLoss", "ProtoTripletLoss", "icnn_score"),
+    "scorecraft.similarity.episodic_sampler": ("EpisodicBatchSampler", "split_episode"),
     "scorecraft.similarity.multi_similarity": (
         "BinomialDevianceLoss",
         "ContrastiveLoss",

@@ -21,8 +21,9 @@ from torchmetrics import Metric, MetricCollection
 
 from scorecraft.core import NegativeDistance
 from scorecraft.integrations.optional import require
-from scorecraft.integrations.torchmetrics import OPIS, FalseAcceptReject, RecallAtK
+from scorecraft.integrations.torchmetrics import ICNN, OPIS, FalseAcceptReject, RecallAtK
 from scorecraft.similarity.recall import recall_at_k
+from scorecraft.similarity.susana import icnn_score
 from scorecraft.similarity.tcm.consistency import opis
 from scorecraft.similarity.tcm.operating import false_accept_reject
 
@@ -42,6 +43,7 @@ def items(n: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
 def metrics() -> dict[str, Metric]:
     return {
         "recall": RecallAtK(k=(1, 5)),
+        "icnn": ICNN(neighbours=3),
         "opis": OPIS(thresholds=21),
         "opis at a range": OPIS(RANGE, CLASSES, thresholds=21),
         "rates": FalseAcceptReject(THRESHOLDS, CLASSES),
@@ -64,6 +66,10 @@ def expected(name: str) -> dict[str, list[float]]:
         result = recall_at_k(x, y, (1, 5))
         return {"recall_at_1": [result[1]], "recall_at_5": [result[5]],
                 "queries_without_positive": [result.queries_without_positive]}  # fmt: skip
+    if name == "icnn":
+        score = icnn_score(x, y, neighbours=3)
+        return {"icnn_score": [float(score.score)], "icnn_lambda": [float(score.lambda_mean)],
+                "icnn_gamma": [float(score.gamma)]}  # fmt: skip
     if name == "rates":
         rates = false_accept_reject(x, y, THRESHOLDS)
         names = ("false_accept", "false_reject", "pooled_false_accept", "pooled_false_reject")

@@ -55,6 +55,13 @@ def probability(name: str, value: float) -> float:
     return float(value)
 
 
+def natural(name: str, value: int) -> int:
+    """An integer of at least zero."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        refuse(name, "an integer >= 0", describe(value))
+    return value
+
+
 def positive_integer(name: str, value: int) -> int:
     """An integer of at least one."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

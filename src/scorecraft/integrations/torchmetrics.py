@@ -1,4 +1,4 @@
-"""torchmetrics: Recall@K, OPIS and class-wise error rates as metrics.
+"""torchmetrics: Recall@K, OPIS, class-wise error rates and the ICNN score as metrics.
 
     from torchmetrics import MetricCollection
     from scorecraft.integrations.torchmetrics import OPIS, RecallAtK
@@ -30,6 +30,7 @@ from scorecraft.core.checks import check_embeddings, check_labels, describe, pos
 from scorecraft.core.scores import ScoreMap
 from scorecraft.integrations.optional import require
 from scorecraft.similarity.recall import recall_at_k
+from scorecraft.similarity.susana import ICNNLoss, icnn_score
 from scorecraft.similarity.tcm import operating
 from scorecraft.similarity.tcm.consistency import OPISResult, opis, opis_from_counts
 from scorecraft.similarity.tcm.operating import OperatingCounts, Orientation
@@ -116,6 +117,60 @@ class RecallAtK(Metric):
             **{f"recall_at_{k}": value for k, value in zip(self.ranks, recall, strict=True)},
             "queries_without_positive": left_out,
         }
+
+
+class ICNN(Metric):
+    """The ICNN score of all gathered items, as `scorecraft.similarity.susana.icnn_score`: a signal for early stopping.
+
+    `compute` returns a dict of tensors, each in [0, 1]: `icnn_score`, its mean part on distances `icnn_lambda` and its
+    purity `icnn_gamma`.
+
+    Args:
+        neighbours: `k >= 1`, the neighbours that are scored.
+        fetched: neighbours among which the nearest of another class is looked for; `neighbours + 1` by default.
+        **host: the host's own arguments (`sync_on_compute`, `process_group`, ...).
+
+    Raises:
+        ValueError: bad arguments; in `compute`, no update before.
+
+    Source: Mendez-Ruiz et al. 2023, arXiv 2305.09062.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+
+    embeddings: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, *, neighbours: int = 4, fetched: int | None = None, **host: Any) -> None:
+        super().__init__(**host)
+        checked = ICNNLoss(neighbours=neighbours, fetched=fetched)
+        self.neighbours, self.fetched = checked.neighbours, checked.fetched
+        self.add_state("embeddings", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    def update(
+        self,
+        embeddings: Float[Tensor, "n d"],
+        labels: Int[Tensor, " n"],
+        reference: Float[Tensor, "m d"] | None = None,
+        reference_labels: Int[Tensor, " m"] | None = None,
+    ) -> None:
+        """Gather items; the score is that of one set, so there is no reference."""
+        for name, value in (("reference", reference), ("reference_labels", reference_labels)):
+            if value is not None:
+                refuse(name, "none, the score is that of one set of items", describe(value))
+        _gather(self, embeddings, labels)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The score and its parts."""
+        gathered = _gathered(self)
+        if gathered is None:
+            refuse("embeddings", "at least one update before compute", "none")
+        with torch.no_grad():
+            found = icnn_score(*gathered, neighbours=self.neighbours, fetched=self.fetched)
+        return {"icnn_score": found.score, "icnn_lambda": found.lambda_mean, "icnn_gamma": found.gamma}
 
 
 class _CountingMetric(Metric):
@@ -323,14 +378,14 @@ class FalseAcceptReject(_CountingMetric):
         return {name: getattr(rates, name) for name in names}
 
 
-def _gather(metric: RecallAtK | OPIS, embeddings: Tensor, labels: Tensor) -> None:
+def _gather(metric: RecallAtK | OPIS | ICNN, embeddings: Tensor, labels: Tensor) -> None:
     check_embeddings("embeddings", embeddings)
     check_labels("labels", labels, len(embeddings))
     metric.embeddings.append(embeddings.detach())
     metric.labels.append(labels)
 
 
-def _gathered(metric: RecallAtK | OPIS) -> tuple[Tensor, Tensor] | None:
+def _gathered(metric: RecallAtK | OPIS | ICNN) -> tuple[Tensor, Tensor] | None:
     """All embeddings and labels; none have been gathered where counts are kept, or before the first update."""
     # Synchronised between processes, "none" is an empty tensor.
     if not len(metric.embeddings) or dim_zero_cat(metric.embeddings).numel() == 0:

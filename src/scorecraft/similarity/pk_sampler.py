@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from scorecraft.core.checks import describe, positive_integer, refuse
+from scorecraft.core.checks import describe, natural, positive_integer, refuse
 
 
 class PKSampler(Sampler[list[int]]):
@@ -68,9 +68,9 @@ class PKSampler(Sampler[list[int]]):
         if batch_size % per_class:
             refuse("batch_size", f"a multiple of per_class = {per_class}", batch_size)
         self.classes_per_batch = batch_size // per_class
-        self.seed = _natural("seed", seed)
+        self.seed = natural("seed", seed)
         self.num_replicas = positive_integer("num_replicas", num_replicas)
-        self.rank = _natural("rank", rank)
+        self.rank = natural("rank", rank)
         if rank >= num_replicas:
             refuse("rank", f"a rank below num_replicas = {num_replicas}", rank)
         classes, self._class_of = values.unique(return_inverse=True)
@@ -90,7 +90,7 @@ class PKSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration; iterations after it go on counting from there."""
-        self.epoch = _natural("epoch", epoch)
+        self.epoch = natural("epoch", epoch)
 
     def __len__(self) -> int:
         """Batches per epoch on this replica, exactly."""
@@ -130,9 +130,3 @@ class PKSampler(Sampler[list[int]]):
             whole = len(items) // self.per_class * self.per_class
             pool[index] = [chunk.tolist() for chunk in items[:whole].split(self.per_class)]
         return pool
-
-
-def _natural(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        refuse(name, "an integer >= 0", describe(value))
-    return value

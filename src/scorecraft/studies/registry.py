@@ -9,6 +9,8 @@ from scorecraft.studies.study import Study, StudyError
 
 _SLUGS = (
     "multi_similarity",
+    "metrix",
+    "susana",
     "tcm",
     "unpg",
 )
