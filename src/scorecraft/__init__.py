@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         score_gradients,
         tiled,
     )
+    from scorecraft.similarity.amcl import AMCLLoss, MultiHeadProjector, PairTemperature
     from scorecraft.similarity.episodic_sampler import EpisodicBatchSampler, split_episode
     from scorecraft.similarity.metrix import (
         GenericPairLoss,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AMCLLoss",
     "ArcFaceHead",
     "BinomialDevianceLoss",
     "ContrastiveLoss",
@@ -65,6 +67,7 @@ __all__ = [
     "MemoryQueue",
     "MetrixLoss",
     "MetrixModelLoss",
+    "MultiHeadProjector",
     "MultiSimilarityLoss",
     "MultiSimilarityMiner",
     "NPairLoss",
@@ -72,6 +75,7 @@ __all__ = [
     "NegativeSquaredDistance",
     "PKSampler",
     "PairForm",
+    "PairTemperature",
     "Pairs",
     "ProtoTripletLoss",
     "ProxyAnchored",
@@ -93,6 +97,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "scorecraft.similarity.amcl": ("AMCLLoss", "MultiHeadProjector", "PairTemperature"),
     "scorecraft.core": (
         "Cosine",
         "Dot",

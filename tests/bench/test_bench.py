@@ -17,6 +17,7 @@ import torch
 from scorecraft import bench
 from scorecraft.bench import harness
 from scorecraft.bench.harness import Bound, Case, EntryName, Measured, Row, below_peer, megabytes, times_floor
+from scorecraft.studies import registry
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
@@ -268,14 +269,17 @@ def test_bounds(bounds: tuple[Bound, ...], floor: float | None, peer: float | No
 
 
 def test_names_are_the_modules_of_the_package() -> None:
-    assert bench.names() == ["multi_similarity", "tcm", "unpg"]
+    found = bench.names()
+    assert found == sorted(found)
+    assert {"multi_similarity", "tcm", "unpg"} <= set(found) <= set(registry.slugs())
+    assert not {"harness", "child", "inputs"} & set(found)
 
 
 @pytest.mark.parametrize(
     "name, words",
     [
         ("multi-similarty", ("'multi-similarty'", "did you mean 'multi_similarity'?")),
-        ("harness", ("'harness'", "'multi_similarity', 'tcm', 'unpg'")),
+        ("harness", ("'harness'", "'multi_similarity'", "'tcm', 'unpg'")),
         ("no.such.module", ("'no.such.module'", "importable module")),
     ],
 )

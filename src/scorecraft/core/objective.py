@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,9 @@ from scorecraft.core.pairs import Labels, Pairs, ReferenceLabels, Tile
 from scorecraft.core.reductions import Merge
 from scorecraft.core.scores import Cosine, ScoreMap
 from scorecraft.core.sweep import Context, Sweep, whole_tile
+
+Weights: TypeAlias = Float[Tensor, "r c"] | tuple[Float[Tensor, "r c"], ...]
+"""The weights of the pairs of a block, in one or several score channels."""
 
 
 class Execution:
@@ -233,8 +236,11 @@ class RowObjective(Objective):
         """The loss of each row of a tile of whole rows, differentiable in the scores."""
         return self.row_values(self.survey(Sweep(tile)))
 
-    def pair_weights(self, tile: Tile, context: Context) -> Float[Tensor, "r c"]:
-        """`d loss_i / d s_ij` of a block, in closed form; `context` holds the rows of the tile."""
+    def pair_weights(self, tile: Tile, context: Context) -> Weights:
+        """`d loss_i / d s_ij` of a block, in closed form; `context` holds the rows of the tile.
+
+        One block, or a tuple of one per score channel.
+        """
         raise NotImplementedError(f"{type(self).__name__} states no closed form")
 
     @property
@@ -243,7 +249,7 @@ class RowObjective(Objective):
         stated = type(self).pair_weights is not RowObjective.pair_weights
         return stated and not any(parameter.requires_grad for parameter in self.parameters())
 
-    def row_weights(self, tile: Tile) -> tuple[Float[Tensor, " r"], Float[Tensor, "r c"]]:
+    def row_weights(self, tile: Tile) -> tuple[Float[Tensor, " r"], Weights]:
         """Loss and closed-form weights of a tile of whole rows."""
         context = self.survey(Sweep(tile))
         return self.row_values(context), self.pair_weights(tile, context)
@@ -288,9 +294,7 @@ class BatchObjective(Objective):
     def finish(self, totals: Context, context: Context, batch: Batch) -> Tensor:
         """The loss from the totals, differentiable in them, and from what each rank holds on its own."""
 
-    def pair_weights(
-        self, tile: Tile, context: Context, totals: Context, coefficients: Context
-    ) -> Float[Tensor, "r c"]:
+    def pair_weights(self, tile: Tile, context: Context, totals: Context, coefficients: Context) -> Weights:
         """`sum_k coefficient_k d total_k / d s_ij` of a block in closed form, `coefficient_k = d loss / d total_k`.
 
         Optional: without it the engine differentiates `terms` block by block.

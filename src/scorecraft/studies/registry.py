@@ -8,6 +8,7 @@ import importlib
 from scorecraft.studies.study import Study, StudyError
 
 _SLUGS = (
+    "amcl",
     "multi_similarity",
     "metrix",
     "susana",
