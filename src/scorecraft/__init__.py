@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from scorecraft.similarity.amcl import AMCLLoss, MultiHeadProjector, PairTemperature
     from scorecraft.similarity.episodic_sampler import EpisodicBatchSampler, split_episode
+    from scorecraft.similarity.groco import GroCoLoss, GroupOrderingLoss, group_ordering_loss
     from scorecraft.similarity.metrix import (
         GenericPairLoss,
         MetrixLoss,
@@ -61,6 +62,8 @@ __all__ = [
     "EpisodeLoss",
     "EpisodicBatchSampler",
     "GenericPairLoss",
+    "GroCoLoss",
+    "GroupOrderingLoss",
     "ICNNLoss",
     "LiftedStructureLoss",
     "MagFaceHead",
@@ -86,6 +89,7 @@ __all__ = [
     "across_ranks",
     "citation",
     "gradient_cached",
+    "group_ordering_loss",
     "icnn_score",
     "opis",
     "recall_at_k",
@@ -112,6 +116,7 @@ _HOMES = {
         "score_gradients",
         "tiled",
     ),
+    "scorecraft.similarity.groco": ("GroCoLoss", "GroupOrderingLoss", "group_ordering_loss"),
     "scorecraft.similarity.metrix": (
         "GenericPairLoss",
         "MetrixLoss",

@@ -9,6 +9,7 @@ from scorecraft.studies.study import Study, StudyError
 
 _SLUGS = (
     "amcl",
+    "groco",
     "multi_similarity",
     "metrix",
     "susana",
