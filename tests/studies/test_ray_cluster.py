@@ -18,6 +18,8 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 from scorecraft.studies.runner import Progress, TrialFailed, run_study  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -48,9 +50,10 @@ def test_a_killed_worker_changes_nothing(cluster: Cluster, log: Path, tmp_path: 
     killed: list[tuple[int, str]] = []
 
     def kill_one(event: Progress) -> None:
-        if event.done == 5 and not killed:
-            killed.append(begun(log)[-1])
-            os.kill(killed[0][0], signal.SIGKILL)
+        running = [one for one in begun(log) if not (tmp_path / "ray" / "trials" / f"{one[1]}.json").exists()]
+        if event.done >= 5 and running and not killed:
+            killed.append(running[-1])
+            os.kill(running[-1][0], signal.SIGKILL)
 
     result = run_study(
         fake_study.STUDY, scale="desk", seeds=3, backend="ray", folder=tmp_path / "ray", progress=kill_one

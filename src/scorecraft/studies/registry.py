@@ -10,8 +10,8 @@ from scorecraft.studies.study import Study, StudyError
 _SLUGS = (
     "amcl",
     "groco",
-    "multi_similarity",
     "metrix",
+    "multi_similarity",
     "susana",
     "tcm",
     "unpg",
