@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from scorecraft.studies.result import TrialRecord
+from scorecraft.studies.result import TrialRecord, comparison_json
 from scorecraft.studies.statistics import CONFIDENCE, PairedComparison, holm, mean_interval, paired_comparison
 from scorecraft.studies.study import Contender, Metric, Scale, Settings, Trial, World
 
@@ -148,7 +148,7 @@ class ComparisonResult:
         }
         for one in self.against_best:
             if one.contender == contender.name:
-                row |= {"behind_best": _comparison_json(one.found), "p_holm": one.p_holm, "beaten": one.beaten}
+                row |= {"behind_best": comparison_json(one.found), "p_holm": one.p_holm, "beaten": one.beaten}
         return row
 
 
@@ -191,8 +191,3 @@ def conclude(
         scale=comparison.scale,
         provenance=provenance,
     )
-
-
-def _comparison_json(found: PairedComparison) -> dict[str, Any]:
-    ends = {name: end if math.isfinite(end) else None for name, end in (("low", found.low), ("high", found.high))}
-    return {**asdict(found), **ends}

@@ -62,6 +62,22 @@ def natural(name: str, value: int) -> int:
     return value
 
 
+def integer_labels(labels: object) -> Tensor:
+    """Integer labels `[n]` on the CPU, from a tensor, an array or a list."""
+    values = torch.as_tensor(labels).detach().cpu()
+    if values.ndim != 1 or values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+        refuse("labels", "integer labels [n]", describe(values))
+    return values
+
+
+def replica(num_replicas: int, rank: int) -> tuple[int, int]:
+    """A number of replicas and the rank of one of them."""
+    positive_integer("num_replicas", num_replicas)
+    if natural("rank", rank) >= num_replicas:
+        refuse("rank", f"a rank below num_replicas = {num_replicas}", rank)
+    return num_replicas, rank
+
+
 def positive_integer(name: str, value: int) -> int:
     """An integer of at least one."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -11,7 +11,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from scorecraft.core.checks import describe, natural, positive_integer, refuse
+from scorecraft.core.checks import describe, integer_labels, natural, positive_integer, refuse, replica
 
 
 class Episode(NamedTuple):
@@ -70,18 +70,13 @@ class EpisodicBatchSampler(Sampler[list[int]]):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        values = torch.as_tensor(labels).detach().cpu()
-        if values.ndim != 1 or values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-            refuse("labels", "integer labels [n]", describe(values))
+        values = integer_labels(labels)
         self.way = positive_integer("way", way)
         self.shot = positive_integer("shot", shot)
         self.queries = positive_integer("queries", queries)
         self.episodes = positive_integer("episodes", episodes)
         self.seed = natural("seed", seed)
-        self.num_replicas = positive_integer("num_replicas", num_replicas)
-        self.rank = natural("rank", rank)
-        if rank >= num_replicas:
-            refuse("rank", f"a rank below num_replicas = {num_replicas}", rank)
+        self.num_replicas, self.rank = replica(num_replicas, rank)
         counts = values.unique(return_counts=True)[1].tolist()
         by_class = values.argsort(stable=True).split(counts)
         self._members = [items for items in by_class if len(items) >= shot + queries]

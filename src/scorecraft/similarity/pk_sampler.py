@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from scorecraft.core.checks import describe, natural, positive_integer, refuse
+from scorecraft.core.checks import integer_labels, natural, positive_integer, refuse, replica
 
 
 class PKSampler(Sampler[list[int]]):
@@ -60,19 +60,14 @@ class PKSampler(Sampler[list[int]]):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        values = torch.as_tensor(labels).detach().cpu()
-        if values.ndim != 1 or values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-            refuse("labels", "integer labels [n]", describe(values))
+        values = integer_labels(labels)
         self.batch_size = positive_integer("batch_size", batch_size)
         self.per_class = positive_integer("per_class", per_class)
         if batch_size % per_class:
             refuse("batch_size", f"a multiple of per_class = {per_class}", batch_size)
         self.classes_per_batch = batch_size // per_class
         self.seed = natural("seed", seed)
-        self.num_replicas = positive_integer("num_replicas", num_replicas)
-        self.rank = natural("rank", rank)
-        if rank >= num_replicas:
-            refuse("rank", f"a rank below num_replicas = {num_replicas}", rank)
+        self.num_replicas, self.rank = replica(num_replicas, rank)
         classes, self._class_of = values.unique(return_inverse=True)
         self._sizes: list[int] = torch.bincount(self._class_of, minlength=len(classes)).tolist()
         if len(classes) < self.classes_per_batch:

@@ -162,10 +162,10 @@ class StudyResult:
                 for one in self.contenders
             ],
             "further_claims": [
-                {**_without(asdict(one), "found"), "found": _comparison_json(one.found)} for one in self.further_claims
+                {**_without(asdict(one), "found"), "found": comparison_json(one.found)} for one in self.further_claims
             ],
             "comparisons": [
-                {**_without(asdict(one), "found"), "found": _comparison_json(one.found)} for one in self.comparisons
+                {**_without(asdict(one), "found"), "found": comparison_json(one.found)} for one in self.comparisons
             ],
             "notes": list(self.notes),
             "trials": [asdict(trial) for trial in self.trials],
@@ -286,7 +286,8 @@ def conclude(
     )
 
 
-def _comparison_json(found: PairedComparison) -> dict[str, Any]:
+def comparison_json(found: PairedComparison) -> dict[str, Any]:
+    """A paired comparison as plain data; unbounded ends are null."""
     return {**asdict(found), "low": _number(found.low), "high": _number(found.high)}
 
 
