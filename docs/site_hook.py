@@ -21,6 +21,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"How an objective is evaluated": "engine.md"},
         {"Weight curves": "objectives.md"},
         {"Papers": [{"The catalogue": "papers/index.md"}, *papers]},
+        {"Which objective should I use?": "choosing.md"},
         {"What was measured": "results.md"},
         {"Coming from pytorch-metric-learning": "migration.md"},
         {"Contributing": "contributing.md"},

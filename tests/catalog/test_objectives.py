@@ -9,7 +9,7 @@ import torch
 
 from scorecraft.catalog.objectives import UnknownObjective, find_objective, make_objective, objective_types
 from scorecraft.catalog.weight_curves import CLASSES, DIMENSION, weight_curve
-from scorecraft.core import NegativeDistance
+from scorecraft.core import NegativeDistance, ObjectiveSum
 from scorecraft.similarity.multi_similarity import ContrastiveLoss, MultiSimilarityLoss, NPairLoss
 from scorecraft.similarity.tcm import ThresholdConsistentMarginLoss
 from scorecraft.similarity.unpg import UNPGLoss
@@ -42,6 +42,18 @@ def test_options_reach_the_objective() -> None:
     assert unpg.head.weight.shape == (5, 4)
 
 
+def test_sums_are_spelled_as_in_python() -> None:
+    made = make_objective("multi_similarity:alpha=3 + 0.5*tcm + 1e-1 * triplet", classes=5, dimension=4)
+    assert isinstance(made, ObjectiveSum)
+    assert made.factors == [1.0, 0.5, 0.1]
+    assert [type(part).__name__ for part in made.objectives] == [
+        "MultiSimilarityLoss",
+        "ThresholdConsistentMarginLoss",
+        "TripletLoss",
+    ]
+    assert made.objectives[0].alpha == 3.0
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -49,6 +61,7 @@ def test_options_reach_the_objective() -> None:
         ("triplet:magin=1", "objective `triplet` has no option `magin`: did you mean `margin`?"),
         ("triplet:margin", "cannot read `margin` of `triplet:margin`: expected NAME:option=value,option=value"),
         ("triplet:score=3", "objective `triplet` has no option `score`"),
+        ("triplet + 2*tripplet", "unknown objective `tripplet`: did you mean `triplet`?"),
     ],
 )
 def test_what_cannot_be_made_is_one_line(text: str, message: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from tests.comparisons.test_comparison import found as comparison_result
 
-from scorecraft.catalog import Entry, entries, site, study_record
+from scorecraft.catalog import Entry, entries, records, site, study_record
 from scorecraft.catalog.objectives import objective_types
+from scorecraft.comparisons.report import write_report
 from scorecraft.studies.result import StudyResult
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -53,6 +56,26 @@ def test_every_objective_has_its_picture(pages: dict[str, str | bytes]) -> None:
     for name in objective_types():
         assert f"](curves/{name}.svg)" in pages["objectives.md"]
         assert pages[f"curves/{name}.svg"].startswith(b"<?xml")
+
+
+def test_recorded_comparisons_become_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    result = comparison_result()
+    files = write_report(result, tmp_path / "run")
+    place = tmp_path / "comparisons" / "similarity"
+    place.mkdir(parents=True)
+    shutil.copy(files.json, place / "letters.json")
+    shutil.copy(files.plot, place / "letters.png")
+    monkeypatch.setattr(records, "results_folder", lambda: tmp_path)
+    page = site.choosing_page()
+    assert f"> {result.answer}" in page
+    assert "| **First** | 0.497" in page
+    assert "| **Second** | 0.4" in page  # not told from the best
+    assert "| Third | 0.198" in page
+    assert "](choosing/similarity-letters.png)" in page
+    assert dict(site.generated_pages())["choosing/similarity-letters.png"] == files.plot.read_bytes()
+    (place / "letters.json").write_text("{}")
+    with pytest.raises(records.BadRecord, match=r"expected a comparison with its `ranking`"):
+        site.choosing_page()
 
 
 def test_results_link_to_pages_of_the_site(pages: dict[str, str | bytes]) -> None:

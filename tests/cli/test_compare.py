@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from scorecraft import cli
+from scorecraft.catalog import records
+
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -40,6 +43,19 @@ def test_an_answer_with_files_and_a_second_run_that_resumes(scorecraft: Command,
     other = scorecraft(*command[:-4], "--steps", "5", "--seeds", "2", cwd=tmp_path)
     assert other.returncode == 1
     assert "holds trials of other code or configuration" in other.stderr
+
+
+def test_recording(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "results_folder", lambda: tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    names = ["--objective", "contrastive", "--objective", "contrastive + 0.5*tcm"]
+    assert cli.run(["compare", "similarity", "--data", "digits.npz", *names, "--seeds", "2", "--steps", "2", "--jobs",
+                    "1", "--record"]) == cli.OK  # fmt: skip
+    ((path, record),) = records.comparison_records()
+    assert path == tmp_path / "results" / "comparisons" / "similarity" / "digits.json"
+    assert path.with_suffix(".png").is_file()
+    assert {row["title"] for row in record["ranking"]} == {"contrastive", "contrastive + 0.5*tcm"}
+    assert str(tmp_path) not in path.read_text()
 
 
 @pytest.mark.parametrize(

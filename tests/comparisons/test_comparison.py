@@ -22,6 +22,12 @@ from scorecraft.studies.study import Contender, Metric, Scale, World
 
 OFFSETS = {"first": 0.5, "second": 0.49, "third": 0.2}
 SEEDS = range(8)
+PROVENANCE = {
+    "date": "2026-01-02T03:04:05",
+    "command": "scorecraft compare similarity",
+    "hardware": {"cpu": "a processor", "cores": 2, "gpu": None},
+    "versions": {"torch": "2"},
+}
 
 
 def found(offsets: Mapping[str, float] = OFFSETS, noise: float = 0.02, share: float = 0.6) -> ComparisonResult:
@@ -40,7 +46,7 @@ def found(offsets: Mapping[str, float] = OFFSETS, noise: float = 0.02, share: fl
         for seed in SEEDS
         for name, offset in offsets.items()
     ]
-    return conclude(comparison, SEEDS, trials, {})
+    return conclude(comparison, SEEDS, trials, PROVENANCE)
 
 
 def test_the_interval_is_that_of_resampled_data() -> None:

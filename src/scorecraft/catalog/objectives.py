@@ -1,12 +1,13 @@
-"""Objectives by the names that are typed: `multi_similarity`, `n_pair`, `multi_similarity:alpha=2,beta=40`."""
+"""Objectives as they are typed: `n_pair`, `multi_similarity:alpha=2,beta=40`, `multi_similarity + 0.5*tcm`."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import operator
 import re
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, reduce
 from pkgutil import resolve_name
 
 from scorecraft.catalog.entries import entries, family_modules
@@ -56,7 +57,7 @@ def find_objective(name: str) -> type[Objective]:
 
 
 def make_objective(text: str, *, classes: int, dimension: int) -> Objective:
-    """An objective from its name and options: `NAME` or `NAME:option=value,option=value`.
+    """An objective from its name and options, or a sum of several: `[FACTOR*]NAME[:option=value,...] + ...`.
 
     Args:
         text: what was typed. Values are Python literals; anything else is a string.
@@ -67,6 +68,21 @@ def make_objective(text: str, *, classes: int, dimension: int) -> Objective:
         UnknownObjective: no objective has this name, or it has no such option.
         ValueError: the objective refuses a value; the line names the option.
     """
+    made = (
+        _make_term(factor, term, classes=classes, dimension=dimension)
+        for factor, term in map(_factor_of, re.split(r"\s+\+\s+", text.strip()))
+    )
+    return reduce(operator.add, made)
+
+
+def _factor_of(term: str) -> tuple[float, str]:
+    found = re.fullmatch(r"(?:([\d.]+(?:e[+-]?\d+)?)\s*\*\s*)?(.+)", term)
+    if found is None:
+        raise UnknownObjective(f"cannot read `{term}`: expected NAME, or FACTOR*NAME")
+    return float(found[1] or 1), found[2]
+
+
+def _make_term(factor: float, text: str, *, classes: int, dimension: int) -> Objective:
     name, given = read_spelling(text)
     kind = find_objective(name)
     known = _option_names(kind)
@@ -75,7 +91,8 @@ def make_objective(text: str, *, classes: int, dimension: int) -> Objective:
             near = get_close_matches(option, known, n=1, cutoff=0.4)
             hint = f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(known) or 'none'}"
             raise UnknownObjective(f"objective `{name}` has no option `{option}`: {hint}")
-    return kind.example(classes=classes, dimension=dimension, **given)
+    made = kind.example(classes=classes, dimension=dimension, **given)
+    return made if factor == 1 else factor * made
 
 
 def read_spelling(text: str) -> tuple[str, dict[str, object]]:

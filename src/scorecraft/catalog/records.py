@@ -1,7 +1,8 @@
-"""Reading what studies and benchmarks recorded under `results/`.
+"""Reading what studies, benchmarks and comparisons recorded under `results/`.
 
     results/studies/<slug>/<scale>.json
     results/bench/<cpu|cuda>.json
+    results/comparisons/<task>/<data>.json
 
 A checkout reads the folder at its root; an installed wheel carries a copy inside the package.
 """
@@ -66,6 +67,26 @@ def bench_record(device: str = "cpu") -> dict[str, Any] | None:
     if record is not None and not isinstance(record.get("rows"), list):
         raise BadRecord(f"{path}: expected a list of `rows`, got {type(record.get('rows')).__name__}")
     return record
+
+
+def comparison_path(task: str, data: str) -> Path:
+    """Where a comparison on some data is recorded, whether it has been or not."""
+    return results_folder() / "comparisons" / task / f"{data}.json"
+
+
+def comparison_records() -> list[tuple[Path, dict[str, Any]]]:
+    """Every recorded comparison with its file, ordered by task and data.
+
+    Raises:
+        BadRecord: a file is there but is not a comparison's record.
+    """
+    found = []
+    for path in sorted((results_folder() / "comparisons").glob("*/*.json")):
+        record = _read(path)
+        if record is None or not isinstance(record.get("ranking"), list):
+            raise BadRecord(f"{path}: expected a comparison with its `ranking`")
+        found.append((path, record))
+    return found
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -6,18 +6,20 @@ are planned have a line in the catalogue page only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import getdoc
+from typing import Any
 
 from scorecraft.catalog import readme
 from scorecraft.catalog.entries import Entry, entries
 from scorecraft.catalog.objectives import make_objective, objective_types
-from scorecraft.catalog.records import study_path, study_record
+from scorecraft.catalog.records import comparison_records, study_path, study_record
 from scorecraft.catalog.weight_curves import CLASSES, DIMENSION, weight_curve, weight_figure
 from scorecraft.core import Objective
 from scorecraft.studies import wording
 from scorecraft.studies.plots import svg
 from scorecraft.studies.result import StudyResult
+from scorecraft.studies.study import Metric
 
 Page = tuple[str, str | bytes]
 """A path below `docs/` and its content."""
@@ -28,6 +30,11 @@ def generated_pages() -> Iterator[Page]:
     yield "papers/index.md", catalogue_page()
     yield "results.md", results_page()
     yield "objectives.md", gallery_page()
+    yield "choosing.md", choosing_page()
+    for path, record in comparison_records():
+        plot = path.with_suffix(".png")
+        if plot.is_file():
+            yield f"choosing/{record['task']}-{path.stem}.png", plot.read_bytes()
     for name in objective_types():
         yield f"curves/{name}.svg", weight_curve_svg(name)
     for entry in entries():
@@ -72,6 +79,51 @@ def results_page() -> str:
         "inputs, each entry in a process of its own. Ratios have ours on top: smaller is better.\n\n"
         f"{readme.benchmarks()}\n"
     )
+
+
+def choosing_page() -> str:
+    """Which objective should I use: the recorded comparisons."""
+    parts = [
+        "# Which objective should I use?",
+        "The one that wins on your data: `scorecraft compare TASK --data ...` asks them, with equal budgets, the same "
+        "tuning for everyone and a test part that is looked at once, and says so when the data cannot tell. Below is "
+        "what it answered on public data. A difference there is a hint for similar data and no more.",
+    ]
+    for path, record in comparison_records():
+        parts += [
+            f"## {record['task'].capitalize()}: {record['data']['title']}",
+            record["data"]["description"],
+            f"> {record['answer']}",
+            _ranking(record),
+        ]
+        if path.with_suffix(".png").is_file():
+            parts.append(f"![every seed of every contender](choosing/{record['task']}-{path.stem}.png)")
+        budget = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in record["budget"].items())
+        parts += [
+            f"{len(record['seeds'])} splits of the data; budget of every contender: {budget}.",
+            readme.origin(record["provenance"]),
+            f"```bash\n{record['provenance']['command']}\n```",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _ranking(record: Mapping[str, Any]) -> str:
+    metrics = [Metric(**metric) for metric in record["metrics"]]
+    head = ("objective", *(metric.title for metric in metrics), "against the best", "interval", "p (Holm)")
+    return readme.table(head, [_ranked(row, metrics) for row in record["ranking"]])
+
+
+def _ranked(row: Mapping[str, Any], metrics: Sequence[Metric]) -> list[str]:
+    means = [wording.number(row["mean"][metric.name], metric) for metric in metrics]
+    if "behind_best" not in row:
+        return [f"**{row['title']}**", *means, "best", "", ""]
+    found = row["behind_best"]
+    behind, low, high = (
+        "unbounded" if found[end] is None else wording.change(-found[end], metrics[0], relative=False)
+        for end in ("improvement", "high", "low")
+    )
+    title = row["title"] if row["beaten"] else f"**{row['title']}**"
+    return [title, *means, behind, f"[{low}, {high}]", wording.p_value(row["p_holm"])]
 
 
 def gallery_page() -> str:

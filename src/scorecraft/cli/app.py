@@ -241,8 +241,8 @@ def similarity(
         list[str] | None,
         typer.Option(
             metavar="NAME[:option=value,...]",
-            help="An objective to compare, two or more; pml:NAME is a loss of pytorch-metric-learning. All of this "
-            "library's when left out.",
+            help="An objective to compare, two or more, or a sum (multi-similarity + 0.5*tcm); pml:NAME is a loss of "
+            "pytorch-metric-learning. All of this library's when left out.",
         ),
     ] = None,
     features: Annotated[str | None, typer.Option(help="Array or column of the items, where it cannot be told.")] = None,
@@ -255,6 +255,9 @@ def similarity(
         Path | None, typer.Option(help="Where the run is written; in scorecraft-runs/ when left out.", file_okay=False)
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming a run that is there.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Also write the result into results/ of the checkout, for the site.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Which objective makes the best embedding of your labelled items?
@@ -272,6 +275,7 @@ def similarity(
         jobs=jobs,
         folder=folder,
         fresh=fresh,
+        record=record,
         as_json=json,
         features=features,
         labels=labels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -11,10 +12,13 @@ import typer
 from rich.text import Text
 
 from scorecraft.catalog.objectives import UnknownObjective, objective_types
+from scorecraft.catalog.records import comparison_path
 from scorecraft.cli import FAILED, INTERRUPTED, UsageError
-from scorecraft.cli.terminal import complain, print_json, progress_bar, stdout
+from scorecraft.cli.recording import require_checkout
+from scorecraft.cli.terminal import complain, print_json, progress_bar, stderr, stdout
 from scorecraft.comparisons.comparison import Comparison, ComparisonResult, conclude
 from scorecraft.comparisons.report import ReportFiles, terminal_table, write_report
+from scorecraft.studies.run_folder import write_atomically
 from scorecraft.studies.runner import RUNS, Progress, run_trials
 from scorecraft.studies.study import StudyError
 
@@ -28,12 +32,15 @@ def compare_similarity(
     jobs: int | None,
     folder: Path | None,
     fresh: bool,
+    record: bool,
     as_json: bool,
     **reading: Any,
 ) -> None:
     """Compare objectives on labelled data; without objectives, all of this library."""
     from scorecraft.comparisons.similarity import similarity_comparison
 
+    if record:
+        require_checkout()
     chosen = list(dict.fromkeys(objectives)) or list(objective_types())
     if len(chosen) < 2:
         raise UsageError("expected two different objectives or more to compare (--objective NAME --objective NAME)")
@@ -42,10 +49,19 @@ def compare_similarity(
     except UnknownObjective as error:
         raise UsageError(str(error)) from error
     place = folder or RUNS / comparison.slug / f"{Path(data).stem}-{comparison.world.settings['sha256'][:8]}"
-    _run(comparison, range(seeds), place, jobs, fresh, as_json)
+    recorded = comparison_path(comparison.task, re.sub(r"\W+", "-", Path(data).stem)) if record else None
+    _run(comparison, range(seeds), place, jobs, fresh, recorded, as_json)
 
 
-def _run(comparison: Comparison, seeds: range, place: Path, jobs: int | None, fresh: bool, as_json: bool) -> None:
+def _run(
+    comparison: Comparison,
+    seeds: range,
+    place: Path,
+    jobs: int | None,
+    fresh: bool,
+    recorded: Path | None,
+    as_json: bool,
+) -> None:
     command = shlex.join(["scorecraft", *sys.argv[1:]])
     try:
         with progress_bar("trial") as advance:
@@ -65,6 +81,10 @@ def _run(comparison: Comparison, seeds: range, place: Path, jobs: int | None, fr
             )
         result = conclude(comparison, seeds, trials, provenance)
         files = write_report(result, place)
+        if recorded is not None:
+            write_atomically(recorded.with_suffix(".png"), files.plot.read_bytes())
+            write_atomically(recorded, files.json.read_bytes())
+            stderr().print(Text(f"recorded in {recorded}"), soft_wrap=True)
     except StudyError as error:
         complain(str(error))
         raise typer.Exit(FAILED) from error

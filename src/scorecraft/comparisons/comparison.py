@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from scorecraft.studies.result import TrialRecord, comparison_json
@@ -121,15 +121,14 @@ class ComparisonResult:
         return [found[seed] for seed in self.seeds]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data; unbounded ends of intervals are null."""
-        deciding = self.metrics[0]
+        """Plain data, the deciding metric first; unbounded ends of intervals are null."""
         return {
             "schema": _SCHEMA,
             "task": self.task,
             "answer": self.answer,
             "best": self.best.name,
             "cannot_tell_from_best": [contender.name for contender in self.equals],
-            "deciding_metric": deciding.name,
+            "metrics": [asdict(metric) for metric in self.metrics],
             "ranking": [self._contender_json(contender) for contender in self.contenders],
             "seeds": list(self.seeds),
             "data": {"title": self.world.title, "description": self.world.description, **self.world.settings},
