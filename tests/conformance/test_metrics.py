@@ -19,7 +19,7 @@ TYPES = [
     for kind in vars(integration).values()
     if isinstance(kind, type)
     and issubclass(kind, torchmetrics.Metric)
-    and kind.__module__ == integration.__name__
+    and kind.__module__.startswith(integration.__name__)
     and not kind.__name__.startswith("_")
 ]
 assert TYPES

@@ -225,7 +225,7 @@ def test_training_saving_and_the_model_card(model: SentenceTransformer, tmp_path
     assert loss.citation.strip() in card
     assert "1904.06627" in card
     assert "loss:MultiSimilarityLoss" in card
-    shown = card.split("scorecraft.integrations.sentence_transformers.MultiSimilarityLoss")[1]
+    shown = card.split("scorecraft.integrations.sentence_transformers.label_batches.MultiSimilarityLoss")[1]
     shown = json.loads(shown.split("```json")[1].split("```")[0])
     assert shown == loss.get_config_dict()
     assert shown["beta"] == 50.0
