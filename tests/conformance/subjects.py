@@ -7,10 +7,12 @@ import pkgutil
 from collections.abc import Iterator
 from types import ModuleType
 
+import scorecraft.core.list_losses
+import scorecraft.relevance
 import scorecraft.similarity
-from scorecraft.core import BatchObjective, Objective, RowObjective
+from scorecraft.core import BatchObjective, ListObjective, Objective, RowObjective
 
-FAMILIES = (scorecraft.similarity,)
+FAMILIES = (scorecraft.similarity, scorecraft.relevance)
 CLASSES, DIMENSION = 7, 6
 
 
@@ -29,6 +31,17 @@ def members_of_families(*kinds: type) -> list[type]:
 def objective_types() -> list[type[Objective]]:
     """All objectives of the families."""
     return members_of_families(RowObjective, BatchObjective)
+
+
+def list_objective_types() -> list[type[ListObjective]]:
+    """All list objectives of the families and the classical ones of the core."""
+    found = members_of_families(ListObjective)
+    found += [
+        member
+        for member in vars(scorecraft.core.list_losses).values()
+        if isinstance(member, type) and issubclass(member, ListObjective) and member is not ListObjective
+    ]
+    return sorted(found, key=lambda kind: kind.__name__)
 
 
 def instance(kind: type[Objective]) -> Objective:

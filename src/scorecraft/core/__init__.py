@@ -3,6 +3,8 @@
 from scorecraft.core.batch import Batch, Reduction
 from scorecraft.core.engine import tile_mean, tile_totals
 from scorecraft.core.gradient_caching import GradientCached, gradient_cached
+from scorecraft.core.list_losses import InfoNCELoss, ListNetLoss, PairwiseLogisticLoss
+from scorecraft.core.lists import InBatch, ListObjective, in_batch, list_score_gradients
 from scorecraft.core.memory import MemoryQueue, Remembering, remembering
 from scorecraft.core.objective import (
     BatchObjective,
@@ -27,6 +29,10 @@ __all__ = [
     "Dot",
     "Execution",
     "GradientCached",
+    "InBatch",
+    "InfoNCELoss",
+    "ListNetLoss",
+    "ListObjective",
     "MemoryQueue",
     "Merge",
     "NegativeDistance",
@@ -34,6 +40,7 @@ __all__ = [
     "Objective",
     "ObjectiveSum",
     "Pairs",
+    "PairwiseLogisticLoss",
     "Paper",
     "PerHead",
     "Reduction",
@@ -47,6 +54,8 @@ __all__ = [
     "across_ranks",
     "citation",
     "gradient_cached",
+    "in_batch",
+    "list_score_gradients",
     "remembering",
     "score_gradients",
     "tile_mean",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from scorecraft.core.pairs import Pairs
@@ -46,14 +46,26 @@ class Batch:
         the number of ranks. `none` gives this rank's row losses, times their weights.
         """
         weights = self.weights if self.kept is None else self.kept if self.weights is None else self.weights * self.kept
-        weighted = row_losses if weights is None else row_losses * weights
-        if reduction == "none":
-            return weighted
-        total = weighted.sum() * self.ranks
-        if reduction == "sum":
-            return total
-        if weights is None and self.ranks == 1:
-            return total / len(row_losses)
-        count = row_losses.new_tensor(len(row_losses)) if weights is None else weights.sum(dtype=row_losses.dtype)
-        count = self.all_sum(count)
-        return total / torch.where(count > 0, count, 1)
+        return reduce_losses(row_losses, reduction, weights, ranks=self.ranks, group=self.group)
+
+
+def reduce_losses(
+    losses: Float[Tensor, "..."],
+    reduction: Reduction,
+    weights: Shaped[Tensor, "..."] | None = None,
+    *,
+    ranks: int = 1,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """See `Batch.reduce`."""
+    weighted = losses if weights is None else losses * weights
+    if reduction == "none":
+        return weighted
+    total = weighted.sum() * ranks
+    if reduction == "sum":
+        return total
+    if weights is None and ranks == 1:
+        return total / losses.numel()
+    count = losses.new_tensor(losses.numel()) if weights is None else weights.sum(dtype=losses.dtype)
+    count = count if ranks == 1 else Merge.SUM.all_reduce(count.detach(), group)
+    return total / torch.where(count > 0, count, 1)

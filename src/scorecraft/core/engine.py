@@ -205,27 +205,32 @@ class _WeightedRowLosses(torch.autograd.Function):
 
 
 class _Totals(torch.autograd.Function):
-    """Totals `[k]` of a batch objective over all ranks; the backward pass shares the coefficients and visits again."""
+    """Totals of a batch objective over all ranks; the backward pass shares the coefficients and visits again."""
 
     @staticmethod
     def forward(ctx: Any, objective: BatchObjective, sweep: BlockSweep, context: Context, x: Tensor,
-                y: Tensor | None, *parameters: Tensor) -> Tensor:  # fmt: skip
+                y: Tensor | None, *parameters: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
         sweep.load(x, y)
         totals = sweep.totals(objective.terms, context, **objective.totals)
         sweep.unload()
         ctx.objective, ctx.sweep, ctx.context = objective, sweep, context
-        result = torch.stack([totals[name] for name in objective.totals])
-        ctx.save_for_backward(x, y, result, *parameters)
+        result = tuple(totals[name] for name in objective.totals)
+        ctx.save_for_backward(x, y, *result, *parameters)
         return result
 
     @staticmethod
     @_differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> _Gradients:
-        x, y, result, *parameters = ctx.saved_tensors
         objective: BatchObjective = ctx.objective
         sweep: BlockSweep = ctx.sweep
-        coefficients = dict(zip(objective.totals, sweep.all_reduce(grads[0]), strict=True))
-        totals = dict(zip(objective.totals, result, strict=True))
+        x, y, *saved = ctx.saved_tensors
+        totals = dict(zip(objective.totals, saved, strict=False))
+        parameters = saved[len(totals) :]
+        shared = sweep.all_reduce(torch.cat([grad.reshape(-1) for grad in grads]))  # one message for all of them
+        parts = shared.split([grad.numel() for grad in grads])
+        coefficients = {
+            name: part.view_as(grad) for name, part, grad in zip(objective.totals, parts, grads, strict=True)
+        }
         weights: WeightsOf
         if objective.has_closed_form:
             weights = _ClosedTermWeights(objective, ctx.context, totals, coefficients)
@@ -289,7 +294,7 @@ def tile_mean(
 
 def tile_totals(
     objective: BatchObjective, batch: Batch, block: int = DEFAULT_BLOCK
-) -> tuple[dict[str, Float[Tensor, ""]], Context]:
+) -> tuple[dict[str, Float[Tensor, "..."]], Context]:
     """The totals of a batch objective over all pairs of all ranks, differentiable, and what its survey found.
 
     Args:
@@ -298,7 +303,7 @@ def tile_totals(
         block: rows and columns of a block.
 
     Returns:
-        `{name: 0-d total}` for every name in `objective.totals`, and the survey's context.
+        `{name: total}` for every name in `objective.totals`, and the survey's context.
     """
     x, y, sweep = _prepare(objective, batch, block, whole_rows=False)
     sweep.symmetric = sweep.symmetric and objective.symmetric_terms
@@ -307,7 +312,7 @@ def tile_totals(
         context = objective.survey(sweep)
         sweep.unload()
     parameters = _learnable(objective)
-    values: Tensor = _Totals.apply(objective, sweep, context, x, y, *parameters)  # type: ignore[assignment]
+    values: tuple[Tensor, ...] = _Totals.apply(objective, sweep, context, x, y, *parameters)  # type: ignore[assignment]
     return dict(zip(objective.totals, values, strict=True)), context
 
 

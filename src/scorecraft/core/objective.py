@@ -288,14 +288,15 @@ class BatchObjective(Objective):
 
     @abstractmethod
     def terms(self, tile: Tile, context: Context) -> dict[str, Tensor]:
-        """The totals of one tile, 0-d, differentiable in its scores."""
+        """The totals of one tile, 0-d or of a fixed shape (moments), differentiable in its scores."""
 
     @abstractmethod
     def finish(self, totals: Context, context: Context, batch: Batch) -> Tensor:
         """The loss from the totals, differentiable in them, and from what each rank holds on its own."""
 
     def pair_weights(self, tile: Tile, context: Context, totals: Context, coefficients: Context) -> Weights:
-        """`sum_k coefficient_k d total_k / d s_ij` of a block in closed form, `coefficient_k = d loss / d total_k`.
+        """`sum_k coefficient_k d total_k / d s_ij` of a block in closed form, `coefficient_k = d loss / d total_k`
+        (of the shape of the total).
 
         Optional: without it the engine differentiates `terms` block by block.
         """

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scorecraft.core.checks import check_labels, describe, refuse
+from scorecraft.core.checks import check_labels, check_values, describe, refuse
 from scorecraft.core.reductions import Mask
 
 Labels: TypeAlias = Int[Tensor, "n ..."] | Bool[Tensor, "n classes"]
@@ -117,6 +117,25 @@ class Pairs(ABC):
         if negatives.dtype != torch.bool or negatives.shape != mask.shape:
             refuse("negatives", f"a bool matrix of shape {tuple(mask.shape)}", describe(negatives))
         return _MaskPairs(mask, negatives, grades)
+
+    @staticmethod
+    def of_queries(
+        positives: Int[Tensor, " n"],
+        *,
+        passages: int | Int[Tensor, " m"],
+        relevant: Int[Tensor, "n r"] | None = None,
+    ) -> Pairs:
+        """Queries against passages: each query has one positive column, every other passage is a negative.
+
+        Args:
+            positives: the column of each query's positive.
+            passages: identities of the passages, or how many there are when all of them differ. The same passage in
+                another column (a duplicate of the positive) is neither positive nor negative.
+            relevant: identities of all passages known to be relevant to each query, padded with -1: such passages are
+                no negatives either (false negatives).
+        """
+        identities = torch.arange(passages, device=positives.device) if isinstance(passages, int) else passages
+        return _QueryPairs(positives, identities, relevant)
 
     @abstractmethod
     def block(self, rows: Part, columns: Part) -> tuple[Mask, Mask, Float[Tensor, "r c"] | None]:
@@ -245,6 +264,58 @@ class _LabelPairs(Pairs):
             is_sorted=True,
         )
         return Order(pairs, row_order, column_order)
+
+
+class _QueryPairs(Pairs):
+    def __init__(
+        self,
+        positives: Tensor,
+        passages: Tensor,
+        relevant: Tensor | None,
+        columns: Tensor | None = None,
+        own: Tensor | None = None,
+    ) -> None:
+        self.rows, self.columns = len(positives), len(passages)
+        self.symmetric = False
+        for name, value in (("positives", positives), ("passages", passages)):
+            if value.ndim != 1 or value.is_floating_point():
+                refuse(name, "integers, one per query or passage", describe(value))
+        if relevant is not None and (relevant.ndim != 2 or len(relevant) != self.rows or relevant.is_floating_point()):
+            refuse("relevant", f"passage identities [{self.rows}, r], padded with -1", describe(relevant))
+        if columns is None:
+            check_values(
+                "positives",
+                f"columns below {self.columns}",
+                ((positives >= 0) & (positives < self.columns)).all,
+                positives,
+            )
+        self.positives, self.passages, self.relevant = positives, passages, relevant
+        self.keys = torch.arange(self.columns, device=passages.device) if columns is None else columns
+        """Names of the columns, under which a query knows its positive on every rank."""
+        self.own = passages[positives] if own is None else own
+
+    def block(self, rows: Part, columns: Part) -> tuple[Mask, Mask, Tensor | None]:
+        passages = self.passages[columns]
+        positives = self.positives[rows][:, None] == self.keys[columns]
+        negatives = self.own[rows][:, None] != passages
+        if self.relevant is not None:
+            for known in self.relevant[rows].unbind(1):
+                negatives &= known[:, None] != passages
+        return positives, negatives, None
+
+    def rows_with_positives(self) -> Bool[Tensor, " n"]:
+        return torch.ones(self.rows, dtype=torch.bool, device=self.passages.device)
+
+    def gathered(self, gather: Callable[[Tensor], Tensor], offset: int) -> Pairs:
+        stride = torch.tensor([self.columns], device=self.passages.device)
+        widest = int(gather(stride).max())  # column names stay apart between ranks
+        return _QueryPairs(
+            self.positives + offset * widest,
+            gather(self.passages),
+            self.relevant,
+            gather(self.keys + offset * widest),
+            self.own,
+        )
 
 
 class _MaskPairs(Pairs):

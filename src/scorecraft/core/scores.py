@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from scorecraft.core.checks import check_embeddings, check_values, positive_integer
+from scorecraft.core.checks import check_embeddings, check_values, positive, positive_integer
 
 
 class ScoreMap(ABC):
@@ -46,6 +46,9 @@ class ScoreMap(ABC):
 
         `y_grad` is `None` when the columns need no gradient (a memory queue).
         """
+
+    def __rmul__(self, scale: float) -> Scaled:
+        return Scaled(self, scale)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -83,6 +86,33 @@ class Cosine(Dot):
 
     def prepare(self, embeddings: Tensor) -> Tensor:
         return F.normalize(super().prepare(embeddings), dim=-1)
+
+
+class Scaled(ScoreMap):
+    """`s_ij = scale * score(x_i, y_j)`, an inverse temperature; written `20 * Cosine()`."""
+
+    def __init__(self, score: ScoreMap, scale: float) -> None:
+        self.score = score
+        self.scale = positive("scale", scale)
+        self.channels, self.dimensions = score.channels, score.dimensions
+
+    def check(self, name: str, embeddings: Tensor, *, validate: bool) -> None:
+        self.score.check(name, embeddings, validate=validate)
+
+    def prepare(self, embeddings: Tensor) -> Tensor:
+        return self.score.prepare(embeddings)
+
+    def scores(self, x: Tensor, y: Tensor, out: Tensor | None = None) -> tuple[Float[Tensor, "r c"], ...]:
+        scores = self.score.scores(x, y, out)
+        return tuple(channel * self.scale if out is None else channel.mul_(self.scale) for channel in scores)
+
+    def pull(self, weights: tuple[Tensor, ...], scores: tuple[Tensor, ...], x: Tensor, y: Tensor,
+             x_grad: Tensor, y_grad: Tensor | None) -> None:  # fmt: skip
+        scaled = tuple(weight * self.scale for weight in weights)
+        self.score.pull(scaled, tuple(channel / self.scale for channel in scores), x, y, x_grad, y_grad)
+
+    def __repr__(self) -> str:
+        return f"{self.scale:g} * {self.score!r}"
 
 
 class NegativeSquaredDistance(ScoreMap):

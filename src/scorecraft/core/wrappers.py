@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from scorecraft.core.batch import Batch
 from scorecraft.core.checks import positive_integer
 from scorecraft.core.engine import DEFAULT_BLOCK, Blocks
+from scorecraft.core.lists import ListObjective, ListsAcrossRanks
 from scorecraft.core.objective import Execution, Objective
 from scorecraft.core.ranks import gather_rows, offset_of_rank, world_size
 
@@ -94,18 +95,29 @@ def tiled(objective: Objective, *, block: int = DEFAULT_BLOCK) -> Tiled:
     return Tiled(objective, block)
 
 
-def across_ranks(objective: Objective, group: ProcessGroup | None = None) -> AcrossRanks:
+@overload
+def across_ranks(objective: Objective, group: ProcessGroup | None = None) -> AcrossRanks: ...
+
+
+@overload
+def across_ranks(objective: ListObjective, group: ProcessGroup | None = None) -> ListsAcrossRanks: ...
+
+
+def across_ranks(
+    objective: Objective | ListObjective, group: ProcessGroup | None = None
+) -> AcrossRanks | ListsAcrossRanks:
     """The loss of the global batch of all ranks of `torch.distributed`; batches may be uneven.
 
     The contract: the mean over ranks of the returned values is the global loss, and DDP's average of gradients is its
     gradient. Each rank scores its own rows against all ranks' columns. Without a process group (or with one rank) it is
-    the plain call. All ranks must call it, and its backward, together.
+    the plain call. All ranks must call it, and its backward, together. Of a list objective only the number of lists is
+    exchanged, which the mean needs where ranks hold uneven numbers of them.
 
     Args:
-        objective: any objective, also a `tiled` one.
+        objective: any objective, also a `tiled` one, or a list objective.
         group: the process group; the default group when left out.
     """
-    return AcrossRanks(objective, group)
+    return ListsAcrossRanks(objective, group) if isinstance(objective, ListObjective) else AcrossRanks(objective, group)
 
 
 def score_gradients(objective: Objective, embeddings: Tensor, labels: Tensor | None = None, **call: Any) -> Tensor:

@@ -1,0 +1,1 @@
+"""Relevance scores s(query, item): training retrievers and re-rankers, and measuring them."""
