@@ -5,5 +5,12 @@ from scorecraft.integrations.sentence_transformers.label_batches import (
     LabelBatchLoss,
     MultiSimilarityLoss,
 )
+from scorecraft.integrations.sentence_transformers.retrieval import CachedRetrievalLoss, RetrievalLoss
 
-__all__ = ["CachedLabelBatchLoss", "LabelBatchLoss", "MultiSimilarityLoss"]
+__all__ = [
+    "CachedLabelBatchLoss",
+    "CachedRetrievalLoss",
+    "LabelBatchLoss",
+    "MultiSimilarityLoss",
+    "RetrievalLoss",
+]

@@ -17,29 +17,37 @@ caching, for batches whose activations do not fit. The papers behind the objecti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from scorecraft.core import Objective, across_ranks, citation
-from scorecraft.core.checks import positive_integer
-from scorecraft.integrations.optional import require
+from scorecraft.core import Objective
+from scorecraft.integrations.sentence_transformers.objective_loss import CachedObjectiveLoss, Features, ObjectiveLoss
 from scorecraft.similarity import multi_similarity
 
-require("sentence_transformers", "text")
-
-from sentence_transformers import SentenceTransformer  # noqa: E402
-from sentence_transformers.base.losses import CachedLossMixin, has_static_embedding_input  # noqa: E402
-from sentence_transformers.base.losses.merged_forward import embed_columns  # noqa: E402
-
-Features: TypeAlias = Mapping[str, Any]
-"""One text column of a batch, as the host's preprocessing returns it."""
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 
-class LabelBatchLoss(nn.Module):
+class _LabelBatch:
+    """One text column and one label column."""
+
+    def read(self, columns: Sequence[Features], labels: Tensor | None) -> Tensor:
+        if len(columns) != 1:
+            raise ValueError(
+                f"argument `sentence_features`: expected one text column beside the labels, got {len(columns)}"
+            )
+        if labels is None:
+            raise ValueError("argument `labels`: expected a column `label` of integers in the dataset, got none")
+        return labels
+
+    def value(self, objective: Objective, columns: Sequence[Tensor], known: Tensor) -> Tensor:
+        (embeddings,) = columns
+        return objective(embeddings, known.squeeze(1) if known.ndim == 2 and known.shape[1] == 1 else known)
+
+
+class LabelBatchLoss(ObjectiveLoss):
     """Any label-batch objective on the sentence embeddings of one text column.
 
     Computes `objective(embeddings, labels)`, with `embeddings` `[n, d]` from `model` and `labels` int `[n]`.
@@ -55,51 +63,20 @@ class LabelBatchLoss(nn.Module):
         ValueError: at the first batch, when it has several text columns or no labels.
     """
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        objective: Objective | Mapping[str, Objective],
-        gather_across_devices: bool = False,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.objective = nn.ModuleDict(objective) if isinstance(objective, Mapping) else objective
-        self.gather_across_devices = gather_across_devices
+    layout = _LabelBatch()
 
-    def forward(
-        self, sentence_features: Iterable[Features], labels: Int[Tensor, "n ..."] | None
-    ) -> Tensor | dict[str, Tensor]:
-        """The loss of one batch as the trainer hands it over: a scalar, or the named components of a mapping."""
-        columns = _one_column(sentence_features)
-        return self.compute_loss_from_embeddings(embed_columns(self.model, columns), labels)
 
-    def compute_loss_from_embeddings(
-        self, embeddings: list[Float[Tensor, "n d"]], labels: Int[Tensor, "n ..."] | None
-    ) -> Tensor | dict[str, Tensor]:
-        """The loss of embeddings that were computed already, as other losses of the host call it."""
-        (column,) = embeddings
-        labels = _label_vector(labels)
-        if isinstance(self.objective, nn.ModuleDict):
-            return {name: self._value(part, column, labels) for name, part in self.objective.items()}
-        return self._value(self.objective, column, labels)
+class CachedLabelBatchLoss(CachedObjectiveLoss):
+    """`LabelBatchLoss` with gradient caching: the batch may be as large as the objective likes.
 
-    def _value(self, objective: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
-        spread = across_ranks(cast(Objective, objective)) if self.gather_across_devices else objective
-        return spread(embeddings, labels)
+    See `CachedObjectiveLoss` for the arguments.
 
-    def get_config_dict(self) -> dict[str, Any]:
-        """What the model card shows as the loss's parameters."""
-        named = self.objective if isinstance(self.objective, nn.ModuleDict) else {"objective": self.objective}
-        return {name: _one_line(part) for name, part in named.items()} | {
-            "gather_across_devices": self.gather_across_devices
-        }
+    Raises:
+        ValueError: for a static embedding model or an objective with trainable parameters, and at the first batch when
+            it has several text columns or no labels.
+    """
 
-    @property
-    def citation(self) -> str:
-        """BibTeX of the papers behind the objective; the host writes it into the model card."""
-        if isinstance(self.objective, nn.ModuleDict):
-            return "\n".join(dict.fromkeys(citation(part) for part in self.objective.values()))
-        return citation(self.objective)
+    layout = _LabelBatch()
 
 
 class MultiSimilarityLoss(LabelBatchLoss):
@@ -140,107 +117,3 @@ class MultiSimilarityLoss(LabelBatchLoss):
         names = ("alpha", "beta", "threshold", "mining_margin", "mining")
         shown = {name: getattr(self.objective, name) for name in names}
         return shown | {"gather_across_devices": self.gather_across_devices}
-
-
-class CachedLabelBatchLoss(CachedLossMixin, nn.Module):
-    """`LabelBatchLoss` with gradient caching: the batch may be as large as the objective likes.
-
-    The texts are embedded in mini-batches without a graph, the objective is taken over the whole batch, and every
-    mini-batch is embedded once more to carry the objective's gradient into the model. Value and gradient equal those of
-    `LabelBatchLoss`; the encoder's activations never exceed one mini-batch, for one more forward pass.
-
-    Args:
-        model: the `SentenceTransformer` being trained; one with token inputs (a static embedding cannot be sliced).
-        objective: an objective without trainable parameters. The caching carries gradients to the embeddings only, and
-            those of a parameter would miss the scaling of gradient accumulation and mixed precision.
-        mini_batch_size: texts embedded at a time.
-        mini_batch_num_tokens: a budget of tokens per mini-batch instead of a number of texts.
-        gather_across_devices: take the loss over the batches of all devices together.
-        show_progress_bar: show the mini-batches of every step.
-
-    Raises:
-        ValueError: for a static embedding model or an objective with trainable parameters, and at the first batch when
-            it has several text columns or no labels.
-    """
-
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        objective: Objective,
-        mini_batch_size: int = 32,
-        mini_batch_num_tokens: int | None = None,
-        gather_across_devices: bool = False,
-        show_progress_bar: bool = False,
-    ) -> None:
-        super().__init__()
-        if has_static_embedding_input(model):
-            raise ValueError(
-                "argument `model`: expected token inputs, which can be sliced into mini-batches, got a StaticEmbedding"
-            )
-        trainable = [name for name, parameter in objective.named_parameters() if parameter.requires_grad]
-        if trainable:
-            raise ValueError(
-                "argument `objective`: expected no trainable parameters, whose gradients caching cannot carry, "
-                f"got {', '.join(trainable)}"
-            )
-        self.model = model
-        self.objective = objective
-        self.mini_batch_size = positive_integer("mini_batch_size", mini_batch_size)
-        if mini_batch_num_tokens is not None:
-            positive_integer("mini_batch_num_tokens", mini_batch_num_tokens)
-        self.mini_batch_num_tokens = mini_batch_num_tokens
-        self.gather_across_devices = gather_across_devices
-        self.show_progress_bar = show_progress_bar
-
-    def forward(self, sentence_features: Iterable[Features], labels: Int[Tensor, "n ..."] | None) -> Tensor:
-        """The loss of one batch as the trainer hands it over; its backward pass embeds the mini-batches again."""
-        return self.forward_cached(_one_column(sentence_features), labels)
-
-    def calculate_loss(
-        self,
-        reps: list[list[Float[Tensor, "_ d"]]],
-        labels: Int[Tensor, "n ..."] | None = None,
-        *,
-        with_backward: bool = False,
-    ) -> Tensor:
-        """The objective over all mini-batches together; `with_backward` also leaves its gradient on each of them."""
-        (column,) = reps
-        objective = across_ranks(self.objective) if self.gather_across_devices else self.objective
-        loss = objective(torch.cat(column), _label_vector(labels))
-        if not with_backward:
-            return loss
-        loss.backward()
-        return loss.detach()
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """What the model card shows as the loss's parameters."""
-        return {
-            "objective": _one_line(self.objective),
-            "mini_batch_size": self.mini_batch_size,
-            "mini_batch_num_tokens": self.mini_batch_num_tokens,
-            "gather_across_devices": self.gather_across_devices,
-        }
-
-    @property
-    def citation(self) -> str:
-        """BibTeX of the papers behind the objective; the host writes it into the model card."""
-        return citation(self.objective)
-
-
-def _one_column(sentence_features: Iterable[Features]) -> list[Any]:
-    columns = list(sentence_features)
-    if len(columns) != 1:
-        raise ValueError(
-            f"argument `sentence_features`: expected one text column beside the labels, got {len(columns)}"
-        )
-    return columns
-
-
-def _label_vector(labels: Tensor | None) -> Tensor:
-    if labels is None:
-        raise ValueError("argument `labels`: expected a column `label` of integers in the dataset, got none")
-    return labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
-
-
-def _one_line(module: nn.Module) -> str:
-    return " ".join(repr(module).split())
