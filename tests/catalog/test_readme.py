@@ -22,7 +22,9 @@ def test_tables_are_what_was_recorded() -> None:
 def test_stale_tables_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     block = "<!-- generated:{} -->\n{}<!-- /generated -->\n"
     stale = (
-        "before\n" + "".join(block.format(name, "typed by hand\n") for name in ("verdicts", "benchmarks")) + "after\n"
+        "before\n"
+        + "".join(block.format(name, "typed by hand\n") for name in ("verdicts", "comparisons", "benchmarks"))
+        + "after\n"
     )
     path = tmp_path / "README.md"
     path.write_text(stale)
@@ -38,7 +40,9 @@ def test_stale_tables_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_missing_markers_are_named() -> None:
-    with pytest.raises(readme.BadReadme, match="expected one block for each of verdicts, benchmarks, got none"):
+    with pytest.raises(
+        readme.BadReadme, match="expected one block for each of verdicts, comparisons, benchmarks, got none"
+    ):
         readme.refreshed("# A README without tables\n")
 
 

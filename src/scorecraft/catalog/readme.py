@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from scorecraft.catalog.entries import Entry, entries
-from scorecraft.catalog.records import bench_record, checkout, study_path, study_record
+from scorecraft.catalog.records import bench_record, checkout, comparison_records, study_path, study_record
 from scorecraft.studies import wording
 from scorecraft.studies.result import StudyResult
 from scorecraft.studies.run_folder import write_atomically
@@ -64,7 +64,21 @@ def benchmarks() -> str:
     return "\n\n".join(parts) or "Not recorded yet."
 
 
-_TABLES: Mapping[str, Callable[[], str]] = {"verdicts": verdicts, "benchmarks": benchmarks}
+def comparisons() -> str:
+    """What the recorded comparisons answered."""
+    records = [record for _, record in comparison_records()]
+    rows = [
+        (record["task"], f"`{record['data']['title']}`", record["answer"], str(len(record["ranking"])))
+        for record in records
+    ]
+    return table(("task", "data", "answer", "contenders"), rows) + "\n\n" + _origins(records)
+
+
+_TABLES: Mapping[str, Callable[[], str]] = {
+    "verdicts": verdicts,
+    "comparisons": comparisons,
+    "benchmarks": benchmarks,
+}
 
 
 def _verdict_row(entry: Entry, papers: str, plots: str | None) -> Sequence[str]:
