@@ -66,6 +66,11 @@ def test_queries_against_passages() -> None:
         torch.tensor([0, 1]), passages=torch.tensor([7, 8, 7, 9]), relevant=torch.tensor([[9, -1], [8, 7]])
     )
     assert known.masks()[1].tolist() == [[False, True, False, False], [False, False, False, True]]
+    twice = torch.tensor([[7, 0], [8, 1], [9, 0], [8, 2]])  # a passage and its group: either may repeat the positive
+    assert Pairs.of_queries(torch.tensor([0, 1]), passages=twice).masks()[1].tolist() == [
+        [False, True, False, True],
+        [True, False, True, False],
+    ]
     assert Pairs.of_queries(torch.tensor([1]), passages=3).masks()[1].tolist() == [[True, False, True]]
     with pytest.raises(ValueError, match="argument `positives`: expected columns below 3"):
         Pairs.of_queries(torch.tensor([3]), passages=3)

@@ -65,13 +65,13 @@ def test_repeated_passages_are_no_negatives(model: SentenceTransformer) -> None:
     torch.testing.assert_close(value, InfoNCELoss()(scores, relevance, keep), rtol=1e-5, atol=1e-6)
 
 
-def test_labels_say_which_rows_share_a_positive(model: SentenceTransformer) -> None:
+def test_labels_say_which_rows_share_a_query(model: SentenceTransformer) -> None:
     model.eval()
-    batch = columns(model, rows=4, negatives=0)
+    batch = columns(model, rows=4)
     value = RetrievalLoss(model, InfoNCELoss())(batch, torch.tensor([[3], [5], [3], [6]]))
-    queries, passages = (model(column)["sentence_embedding"] for column in batch)
-    pairs = Pairs.of_queries(torch.arange(4), passages=torch.tensor([3, 5, 3, 6]))
-    expected = in_batch(InfoNCELoss(), score=20 * Cosine())(queries, reference=passages, pairs=pairs)
+    queries, *passages = (model(column)["sentence_embedding"] for column in batch)
+    pairs = Pairs.of_queries(torch.arange(4), passages=torch.tensor([3, 5, 3, 6, -1, -2, -3, -4]))
+    expected = in_batch(InfoNCELoss(), score=20 * Cosine())(queries, reference=torch.cat(passages), pairs=pairs)
     torch.testing.assert_close(value, expected)
 
 

@@ -122,20 +122,21 @@ class Pairs(ABC):
     def of_queries(
         positives: Int[Tensor, " n"],
         *,
-        passages: int | Int[Tensor, " m"],
+        passages: int | Int[Tensor, "m ..."],
         relevant: Int[Tensor, "n r"] | None = None,
     ) -> Pairs:
         """Queries against passages: each query has one positive column, every other passage is a negative.
 
         Args:
             positives: the column of each query's positive.
-            passages: identities of the passages, or how many there are when all of them differ. The same passage in
-                another column (a duplicate of the positive) is neither positive nor negative.
-            relevant: identities of all passages known to be relevant to each query, padded with -1: such passages are
-                no negatives either (false negatives).
+            passages: identities of the passages `[m]`, or how many there are when all of them differ. The same passage
+                in another column (a duplicate of the positive) is neither positive nor negative. Several identities
+                each, `[m, k]`, make a passage the same when one of them agrees.
+            relevant: (first) identities of all passages known to be relevant to each query, padded with -1: such
+                passages are no negatives either (false negatives).
         """
         identities = torch.arange(passages, device=positives.device) if isinstance(passages, int) else passages
-        return _QueryPairs(positives, identities, relevant)
+        return _QueryPairs(positives, identities[:, None] if identities.ndim == 1 else identities, relevant)
 
     @abstractmethod
     def block(self, rows: Part, columns: Part) -> tuple[Mask, Mask, Float[Tensor, "r c"] | None]:
@@ -277,8 +278,8 @@ class _QueryPairs(Pairs):
     ) -> None:
         self.rows, self.columns = len(positives), len(passages)
         self.symmetric = False
-        for name, value in (("positives", positives), ("passages", passages)):
-            if value.ndim != 1 or value.is_floating_point():
+        for name, value, axes in (("positives", positives, 1), ("passages", passages, 2)):
+            if value.ndim != axes or value.is_floating_point():
                 refuse(name, "integers, one per query or passage", describe(value))
         if relevant is not None and (relevant.ndim != 2 or len(relevant) != self.rows or relevant.is_floating_point()):
             refuse("relevant", f"passage identities [{self.rows}, r], padded with -1", describe(relevant))
@@ -297,10 +298,13 @@ class _QueryPairs(Pairs):
     def block(self, rows: Part, columns: Part) -> tuple[Mask, Mask, Tensor | None]:
         passages = self.passages[columns]
         positives = self.positives[rows][:, None] == self.keys[columns]
-        negatives = self.own[rows][:, None] != passages
+        own = self.own[rows]
+        negatives = own[:, :1] != passages[:, 0]
+        for identity in range(1, passages.shape[1]):
+            negatives &= own[:, identity, None] != passages[:, identity]
         if self.relevant is not None:
             for known in self.relevant[rows].unbind(1):
-                negatives &= known[:, None] != passages
+                negatives &= known[:, None] != passages[:, 0]
         return positives, negatives, None
 
     def rows_with_positives(self) -> Bool[Tensor, " n"]:

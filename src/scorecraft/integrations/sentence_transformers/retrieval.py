@@ -10,7 +10,8 @@ tokens:
     loss = RetrievalLoss(model, InfoNCELoss())                            # scores are 20 * cosine
     loss = CachedRetrievalLoss(model, InfoNCELoss(), mini_batch_size=32)  # batches of any size
 
-A label column, where there is one, says instead which rows have a common positive.
+A label column, where there is one, says also which rows are of one query: their positives are none of each other's
+negatives.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from scorecraft.integrations.sentence_transformers.objective_loss import CachedO
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+_NO_GROUP = -(2**63)
 _MULTIPLIER = 6364136223846793005  # of Knuth's generator: odd, so that its powers never vanish modulo 2^64
 
 
@@ -43,16 +45,17 @@ class _Passages:
                 "argument `sentence_features`: expected the columns query, positive[, negatives ...], "
                 f"got {len(columns)} text column"
             )
-        identities = [_identities(column, place) for place, column in enumerate(columns[1:])]
-        if labels is not None:
-            groups = labels.reshape(-1)
-            if groups.is_floating_point() or len(groups) != len(identities[0]):
-                raise ValueError(
-                    "argument `labels`: expected one integer per row, equal for rows with a common positive, "
-                    f"got {labels.dtype} of shape {tuple(labels.shape)}"
-                )
-            identities[0] = groups.to(torch.int64)
-        return torch.cat(identities)
+        tokens = torch.cat([_identities(column, place) for place, column in enumerate(columns[1:])])
+        if labels is None:
+            return tokens
+        groups = labels.reshape(-1)
+        if groups.is_floating_point() or len(groups) * (len(columns) - 1) != len(tokens):
+            raise ValueError(
+                "argument `labels`: expected one integer per row, equal for rows with a common positive, "
+                f"got {labels.dtype} of shape {tuple(labels.shape)}"
+            )
+        negatives = torch.full((len(tokens) - len(groups),), _NO_GROUP, device=groups.device)
+        return torch.stack([tokens.to(groups.device), torch.cat([groups.to(torch.int64), negatives])], dim=1)
 
     def value(self, objective: Objective, columns: Sequence[Tensor], known: Tensor) -> Tensor:
         queries, *passages = columns
