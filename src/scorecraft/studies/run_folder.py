@@ -9,7 +9,6 @@ A file appears whole or not at all, so whatever kills a run, the finished trials
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from scorecraft.core import files
 from scorecraft.studies.fingerprint import Fingerprint, differences
 from scorecraft.studies.result import TrialRecord
 from scorecraft.studies.study import StudyError
@@ -39,7 +39,6 @@ else:
 
 
 _FORMAT = 1
-_TEMPORARY = ".part"
 _SHOWN_DIFFERENCES = 3
 _WAY_OUT = "use `--folder NEW` to keep them, or `--fresh` to throw them away"
 
@@ -66,21 +65,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         RunFolderUnwritable: one line with the path and the reason; nothing is left behind.
     """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):  # the first reason is the one to report
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise RunFolderUnwritable(f"cannot write {path}: {error.strerror or error}") from error
-        raise
+        files.write_atomically(path, content)
+    except OSError as error:
+        raise RunFolderUnwritable(f"cannot write {path}: {error.strerror or error}") from error
 
 
 class RunFolder:
@@ -135,7 +123,7 @@ class RunFolder:
         """Remove what a killed process had begun to write, and with `fresh` the earlier trials."""
         try:
             for folder in (self.path, self.path / "trials"):
-                for leftover in folder.glob(f"*{_TEMPORARY}"):
+                for leftover in folder.glob(f"*{files.TEMPORARY}"):
                     if re.fullmatch(r".+\.(json|html|png)\.\d+\.part", leftover.name):
                         leftover.unlink()
             if self._fresh:
