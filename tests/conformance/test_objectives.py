@@ -93,8 +93,11 @@ def test_closed_form_weights_are_the_derivative(kind: type[Objective]) -> None:
         pytest.skip("states no closed form: blocks are differentiated")
     context = objective.survey(Sweep(tile))
     totals = objective.terms(tile, context)
-    coefficients = {name: torch.tensor(0.3 + 0.7 * index).double() for index, name in enumerate(totals)}
-    value = sum(coefficients[name] * total for name, total in totals.items())
+    coefficients = {
+        name: 0.3 + 0.7 * index + torch.linspace(0, 1, total.numel(), dtype=torch.float64).view_as(total)
+        for index, (name, total) in enumerate(totals.items())
+    }
+    value = sum((coefficients[name] * total).sum() for name, total in totals.items())
     detached = {name: total.detach() for name, total in totals.items()}
     weights = objective.pair_weights(tile, context, detached, coefficients)
     torch.testing.assert_close(as_channels(weights), gradients(value, *scores), rtol=1e-9, atol=1e-12)
@@ -357,6 +360,8 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_input_is_refused_in_one_line(kind: type[Objective], case: str) -> None:
     spoil, argument, expectation = REFUSED[case]
+    if case == "zero row" and instance(kind).score == Dot():
+        pytest.skip("a dot product is defined on zero rows")
     with pytest.raises(ValueError, match=f"argument `{argument}`: expected .*{expectation}.*, got .+") as caught:
         instance(kind)(*spoil(*data(10)))
     assert "\n" not in str(caught.value)

@@ -135,7 +135,7 @@ def _offender(value: Tensor) -> str:
         bad = (~torch.isfinite(value)).nonzero()
         if len(bad):
             place = tuple(int(i) for i in bad[0])
-            return f"{float(value[place])} at {list(place)} ({len(bad)} such values in a {describe(value)})"
+            return f"{float(value.detach()[place])} at {list(place)} ({len(bad)} such values in a {describe(value)})"
     return describe(value)
 
 

@@ -111,7 +111,8 @@ class ListObjective(nn.Module):
         if where is not None and (where.shape != shape or where.dtype != torch.bool):
             refuse("where", f"a bool tensor of shape {tuple(shape)}", describe(where))
         present = scores != -torch.inf
-        present = present.all(dim=0) if self.channels > 1 else present
+        if self.channels > 1:
+            present = self._present_in_all(scores, present, where)
         where = present if where is None else where & present
         scores = scores if scores.dtype == torch.float64 else scores.float()
         relevance = relevance.to(scores.dtype)
@@ -127,6 +128,15 @@ class ListObjective(nn.Module):
                 holds = (weights.isfinite() & (weights >= 0)).all
                 check_values("weights", "finite weights >= 0", holds, weights)
         return Lists(scores, relevance, where, weights)
+
+    def _present_in_all(self, scores: Tensor, present: Tensor, where: Tensor | None) -> Tensor:
+        """Candidates that have a score in every channel; one that has some and lacks others is refused."""
+        everywhere = present.all(dim=0)
+        if self.validate:
+            agreed = everywhere == present.any(dim=0)
+            agreed = agreed if where is None else agreed | ~where
+            check_values("scores", "finite values in every channel (or -inf in all, for padding)", agreed.all, scores)
+        return everywhere
 
     def _check_values(self, scores: Tensor, relevance: Tensor, where: Tensor) -> None:
         check_values("scores", "finite values (or -inf for padding)", (scores.isfinite() | ~where).all, scores)
