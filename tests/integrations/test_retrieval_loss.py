@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from tests.conformance.subjects import list_objective_types
 from tests.ranks import run_ranks
 
 pytest.importorskip("sentence_transformers")
@@ -22,12 +22,19 @@ from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from tests.integrations.test_sentence_transformers import WORDS, arguments, bert_folder, double_model, gradients, model
 
-from scorecraft.core import Cosine, InfoNCELoss, ListNetLoss, ListObjective, Pairs, in_batch
-from scorecraft.integrations.sentence_transformers import CachedRetrievalLoss, RetrievalLoss
+from scorecraft.catalog.objectives import make_ranking_objective, ranking_objective_types
+from scorecraft.core import Cosine, InfoNCELoss, ListNetLoss, Objective, Pairs, citation, in_batch
+from scorecraft.integrations.sentence_transformers import (
+    CachedRetrievalLoss,
+    MannWhitneyLoss,
+    RetrievalLoss,
+    StarLoss,
+)
 from scorecraft.integrations.sentence_transformers.retrieval import token_hashes
 
 __all__ = ["bert_folder", "double_model", "model"]  # fixtures
-LISTS = [kind for kind in list_objective_types() if kind.channels == 1]
+IN_BATCH = [name for name, kind in ranking_objective_types().items() if getattr(kind, "channels", 1) == 1]
+assert {"info_nce", "mann_whitney", "star"} <= set(IN_BATCH)
 
 
 def texts(count: int, seed: int) -> list[str]:
@@ -85,14 +92,15 @@ def test_hashes_do_not_see_padding() -> None:
     assert token_hashes(many).unique().numel() == len(many)
 
 
-@pytest.mark.parametrize("kind", LISTS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("name", IN_BATCH)
 @pytest.mark.parametrize("negatives", [0, 2])
-def test_cached_equals_uncached(double_model: SentenceTransformer, kind: type[ListObjective], negatives: int) -> None:
+def test_cached_equals_uncached(double_model: SentenceTransformer, name: str, negatives: int) -> None:
     double_model.eval()
     other = copy.deepcopy(double_model)
+    objective = make_ranking_objective(name, score=20 * Cosine())
     batch = columns(double_model, negatives=negatives)
-    plain = RetrievalLoss(double_model, kind.example())(copy.deepcopy(batch))
-    cached = CachedRetrievalLoss(other, kind.example(), mini_batch_size=3)(batch)
+    plain = RetrievalLoss(double_model, objective)(copy.deepcopy(batch))
+    cached = CachedRetrievalLoss(other, objective, mini_batch_size=3)(batch)
     plain.backward()
     cached.backward()
     torch.testing.assert_close(cached, plain)
@@ -100,6 +108,20 @@ def test_cached_equals_uncached(double_model: SentenceTransformer, kind: type[Li
     assert expected.keys() == found.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [MannWhitneyLoss, StarLoss])
+def test_named_losses_are_described_and_cited(model: SentenceTransformer, kind: type[RetrievalLoss]) -> None:
+    model.eval()
+    loss = kind(model, scale=10.0)
+    batch = columns(model)
+    objective = loss.objective
+    assert isinstance(objective, Objective)
+    assert objective.score == 10 * Cosine()
+    torch.testing.assert_close(loss(copy.deepcopy(batch)), RetrievalLoss(model, objective)(batch))
+    assert json.loads(json.dumps(loss.get_config_dict()))["scale"] == 10.0
+    assert loss.citation == citation(objective)
+    assert RetrievalLoss(model, InfoNCELoss()).citation == ""
 
 
 @pytest.mark.parametrize("cached", [False, True])

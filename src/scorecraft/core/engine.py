@@ -112,7 +112,7 @@ class _TermWeights(_Differentiated):
                 share = (merge.repeat(term.detach(), times) - self.totals[name]).exp().nan_to_num(0.0)  # nothing kept
             else:
                 share = share * times
-            value = value + self.coefficients[name] * share * torch.where(share > 0, term, 0)
+            value = value + (self.coefficients[name] * share * torch.where(share > 0, term, 0)).sum()
         return value
 
 

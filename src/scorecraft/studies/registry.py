@@ -12,8 +12,12 @@ _SLUGS = (
     "groco",
     "metrix",
     "multi_similarity",
+    "mw",
+    "sft_vs_cl",
+    "star_adore",
     "susana",
     "tcm",
+    "unime_v2",
     "unpg",
 )
 

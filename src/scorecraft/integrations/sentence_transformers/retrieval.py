@@ -28,6 +28,7 @@ from scorecraft.core import Cosine, ListObjective, Objective, Pairs, in_batch
 from scorecraft.core.checks import positive
 from scorecraft.core.ranks import world_size
 from scorecraft.integrations.sentence_transformers.objective_loss import CachedObjectiveLoss, Features, ObjectiveLoss
+from scorecraft.relevance import mw, star_adore
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -94,6 +95,61 @@ class RetrievalLoss(ObjectiveLoss):
         else:
             over_passages = _over_passages(objective, scale)
         super().__init__(model, over_passages, gather_across_devices)
+
+
+class MannWhitneyLoss(RetrievalLoss):
+    """The pooled pairwise logistic loss: every positive of the batch against every negative, of any query.
+
+    `mean_{a positive, b negative} log(1 + exp(s_b - s_a))` on `s = scale * cosine`
+    (`scorecraft.relevance.mw.MannWhitneyLoss`).
+
+    Args:
+        model: the `SentenceTransformer` being trained.
+        scale: the inverse temperature, > 0.
+        gather_across_devices: pool the batches of all devices.
+
+    Source: arXiv 2510.00137.
+    """
+
+    def __init__(self, model: SentenceTransformer, scale: float = 20.0, gather_across_devices: bool = False) -> None:
+        objective = mw.MannWhitneyLoss(score=positive("scale", scale) * Cosine())
+        super().__init__(model, objective, scale, gather_across_devices)
+        self.scale = scale
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What the model card shows as the loss's parameters."""
+        return {"scale": self.scale, "gather_across_devices": self.gather_across_devices}
+
+
+class StarLoss(RetrievalLoss):
+    """STAR: static hard negatives of all queries, steadied by the other queries' positives.
+
+    The pairwise logistic loss of `s = scale * cosine` over the negative columns and the positives of other rows
+    (`scorecraft.relevance.star_adore.StarLoss`).
+
+    Args:
+        model: the `SentenceTransformer` being trained.
+        alpha: weight of the other rows' positives, or None to give every pair the same weight.
+        scale: the inverse temperature, > 0.
+        gather_across_devices: compare with the passages of all devices.
+
+    Source: arXiv 2104.08051, section 5.1.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        alpha: float | None = None,
+        scale: float = 20.0,
+        gather_across_devices: bool = False,
+    ) -> None:
+        objective = star_adore.StarLoss(alpha=alpha, score=positive("scale", scale) * Cosine())
+        super().__init__(model, objective, scale, gather_across_devices)
+        self.alpha, self.scale = alpha, scale
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What the model card shows as the loss's parameters."""
+        return {"alpha": self.alpha, "scale": self.scale, "gather_across_devices": self.gather_across_devices}
 
 
 class CachedRetrievalLoss(CachedObjectiveLoss):
