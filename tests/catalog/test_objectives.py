@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-from scorecraft.catalog.objectives import UnknownObjective, find_objective, make_objective, objective_types
+from scorecraft.catalog.objectives import (
+    UnknownObjective,
+    find_objective,
+    make_objective,
+    make_pictured,
+    pictured_types,
+)
 from scorecraft.catalog.weight_curves import CLASSES, DIMENSION, weight_curve
 from scorecraft.core import NegativeDistance, ObjectiveSum
 from scorecraft.similarity.multi_similarity import ContrastiveLoss, MultiSimilarityLoss, NPairLoss
@@ -76,13 +82,22 @@ def test_a_refused_value_names_the_option() -> None:
         make_objective("multi_similarity:alpha=-1", classes=3, dimension=4)
 
 
-@pytest.mark.parametrize("name", objective_types())
+@pytest.mark.parametrize("name", pictured_types())
 def test_every_objective_has_a_curve(name: str) -> None:
-    curve = weight_curve(make_objective(name, classes=CLASSES, dimension=DIMENSION), points=21)
+    curve = weight_curve(make_pictured(name, classes=CLASSES, dimension=DIMENSION), points=21)
     assert len(curve.scores) == len(curve.positive) == len(curve.negative) == 21
     assert all(math.isfinite(value) for value in (*curve.positive, *curve.negative))
     assert any(curve.negative) or any(curve.positive)
     assert curve.positives_around > curve.negatives_around
+
+
+def test_what_has_no_curve_says_why() -> None:
+    with pytest.raises(UnknownObjective, match="reads 2 scores per candidate: it has no curve"):
+        make_pictured("unified_reranking", classes=3, dimension=4)
+    with pytest.raises(UnknownObjective, match="reads lists in order"):
+        make_pictured("adore", classes=3, dimension=4)
+    with pytest.raises(UnknownObjective, match="unknown objective `multisim`: did you mean `multi_similarity`"):
+        make_pictured("multisim", classes=3, dimension=4)
 
 
 def test_the_curve_is_the_closed_form() -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.comparisons.test_comparison import found as comparison_result
 
 from scorecraft.catalog import Entry, entries, records, site, study_record
-from scorecraft.catalog.objectives import objective_types
+from scorecraft.catalog.objectives import pictured_types
 from scorecraft.comparisons.report import write_report
 from scorecraft.studies.result import StudyResult
 
@@ -53,7 +53,7 @@ def test_the_catalogue_lists_all_papers_and_links_the_finished_ones(pages: dict[
 
 
 def test_every_objective_has_its_picture(pages: dict[str, str | bytes]) -> None:
-    for name in objective_types():
+    for name in pictured_types():
         assert f"](curves/{name}.svg)" in pages["objectives.md"]
         assert pages[f"curves/{name}.svg"].startswith(b"<?xml")
 

@@ -13,10 +13,10 @@ import torch
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from scorecraft.comparisons.comparison import Comparison, ComparisonResult, conclude
+from scorecraft.comparisons.comparison import Comparison, ComparisonResult, conclude, contender_name
 from scorecraft.comparisons.labelled_data import LabelledData
 from scorecraft.comparisons.report import html_report, write_report
-from scorecraft.comparisons.similarity import contender_name, similarity_comparison, similarity_trial, split
+from scorecraft.comparisons.similarity import similarity_comparison, similarity_trial, split
 from scorecraft.studies.result import TrialRecord
 from scorecraft.studies.study import Contender, Metric, Scale, World
 

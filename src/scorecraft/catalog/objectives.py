@@ -6,12 +6,24 @@ import ast
 import inspect
 import operator
 import re
+from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache, reduce
 from pkgutil import resolve_name
 
 from scorecraft.catalog.entries import entries, family_modules
-from scorecraft.core import BatchObjective, Objective, RowObjective
+from scorecraft.core import (
+    BatchObjective,
+    Cosine,
+    ListObjective,
+    Objective,
+    RowObjective,
+    ScoreMap,
+    in_batch,
+    list_losses,
+)
+
+_PICTURED_SCALE = 20.0
 
 
 class UnknownObjective(ValueError):
@@ -56,6 +68,92 @@ def find_objective(name: str) -> type[Objective]:
     raise UnknownObjective(f"unknown objective `{name}`: {hint}")
 
 
+@cache
+def ranking_objective_types() -> dict[str, type[ListObjective] | type[Objective]]:
+    """What queries against candidates can be trained with: every list objective, and the pair objectives of relevance.
+
+    Named as in `objective_types`: `InfoNCELoss` is `info_nce`.
+    """
+    found: dict[str, type[ListObjective] | type[Objective]] = {
+        name: kind for name, kind in objective_types().items() if ".relevance." in kind.__module__
+    }
+    for module in (list_losses, *family_modules()):
+        for member in vars(module).values():
+            if isinstance(member, type) and issubclass(member, ListObjective) and member is not ListObjective:
+                found[_words(member)] = member
+    return dict(sorted(found.items()))
+
+
+def make_ranking_objective(text: str, *, score: ScoreMap | None = None) -> ListObjective | Objective:
+    """An objective over queries and candidates from its name and options: `NAME[:option=value,...]`.
+
+    Underscores and hyphens do not matter (`infonce`), and a paper's slug is its first objective.
+
+    Args:
+        text: what was typed.
+        score: of an objective over pairs of embeddings; a list objective is given scores.
+
+    Raises:
+        UnknownObjective: no objective has this name, or it has no such option.
+        ValueError: the objective refuses a value; the line names the option.
+    """
+    name, given = read_spelling(text)
+    kind = _find_ranking_objective(name)
+    _check_options(name, kind, given)
+    if issubclass(kind, ListObjective):
+        return kind.example(**given)
+    if score is not None:
+        given["score"] = score
+    return kind.example(classes=2, dimension=2, **given)
+
+
+def pictured_types() -> dict[str, type[ListObjective] | type[Objective]]:
+    """The objectives that have a weight curve: those on one score per pair, lists of candidates among them."""
+    lists = {
+        name: kind
+        for name, kind in ranking_objective_types().items()
+        if issubclass(kind, ListObjective) and kind.channels == 1 and kind.order_invariant
+    }
+    return dict(sorted({**objective_types(), **lists}.items()))
+
+
+def make_pictured(text: str, *, classes: int, dimension: int) -> Objective:
+    """An objective for a labelled batch; a list objective as one in which each item ranks all others.
+
+    Raises:
+        UnknownObjective, ValueError: as `make_objective` and `make_ranking_objective`.
+    """
+    try:
+        return make_objective(text, classes=classes, dimension=dimension)
+    except UnknownObjective as error:
+        try:
+            objective = make_ranking_objective(text)
+        except UnknownObjective:
+            raise error from None
+    if isinstance(objective, Objective):
+        return objective
+    if objective.channels > 1 or not objective.order_invariant:
+        reads = f"{objective.channels} scores per candidate" if objective.channels > 1 else "lists in order"
+        raise UnknownObjective(f"objective `{text}` reads {reads}: it has no curve over the score of a pair")
+    return in_batch(objective, score=_PICTURED_SCALE * Cosine())
+
+
+def _find_ranking_objective(name: str) -> type[ListObjective] | type[Objective]:
+    known = ranking_objective_types()
+    plain = {other.replace("_", ""): kind for other, kind in known.items()}
+    plain |= {kind.__name__.lower(): kind for kind in known.values()}
+    for entry in entries():
+        kinds = (thing for thing in map(resolve_name, entry.paper.api) if thing in known.values())
+        if (kind := next(kinds, None)) is not None:
+            plain.setdefault(entry.paper.slug.replace("_", ""), kind)
+    word = re.sub(r"[-_]", "", name.strip().lower())
+    if word in plain:
+        return plain[word]
+    near = get_close_matches(word, plain, n=1, cutoff=0.5)
+    hint = f"did you mean `{near[0]}`?" if near else "there are " + ", ".join(known)
+    raise UnknownObjective(f"unknown objective `{name}`: {hint}")
+
+
 def make_objective(text: str, *, classes: int, dimension: int) -> Objective:
     """An objective from its name and options, or a sum of several: `[FACTOR*]NAME[:option=value,...] + ...`.
 
@@ -85,12 +183,7 @@ def _factor_of(term: str) -> tuple[float, str]:
 def _make_term(factor: float, text: str, *, classes: int, dimension: int) -> Objective:
     name, given = read_spelling(text)
     kind = find_objective(name)
-    known = _option_names(kind)
-    for option in given:
-        if option not in known:
-            near = get_close_matches(option, known, n=1, cutoff=0.4)
-            hint = f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(known) or 'none'}"
-            raise UnknownObjective(f"objective `{name}` has no option `{option}`: {hint}")
+    _check_options(name, kind, given)
     made = kind.example(classes=classes, dimension=dimension, **given)
     return made if factor == 1 else factor * made
 
@@ -114,7 +207,16 @@ def read_spelling(text: str) -> tuple[str, dict[str, object]]:
     return name.strip(), given
 
 
-def _option_names(kind: type[Objective]) -> list[str]:
+def _check_options(name: str, kind: type[Objective] | type[ListObjective], given: Iterable[str]) -> None:
+    known = _option_names(kind)
+    for option in given:
+        if option not in known:
+            near = get_close_matches(option, known, n=1, cutoff=0.4)
+            hint = f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(known) or 'none'}"
+            raise UnknownObjective(f"objective `{name}` has no option `{option}`: {hint}")
+
+
+def _option_names(kind: type[Objective] | type[ListObjective]) -> list[str]:
     """What `example` passes on: the keyword-only hyper-parameters that can be typed."""
     parameters = inspect.signature(kind).parameters.values()
     not_typed = ("score", "reduction", "validate")
@@ -133,6 +235,6 @@ def _of_papers() -> dict[str, type[Objective]]:
     return found
 
 
-def _words(kind: type[Objective]) -> str:
+def _words(kind: type[Objective] | type[ListObjective]) -> str:
     name = kind.__name__.removesuffix("Loss")
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

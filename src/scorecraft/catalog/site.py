@@ -12,10 +12,9 @@ from typing import Any
 
 from scorecraft.catalog import readme
 from scorecraft.catalog.entries import Entry, entries
-from scorecraft.catalog.objectives import make_objective, objective_types
+from scorecraft.catalog.objectives import make_pictured, pictured_types
 from scorecraft.catalog.records import comparison_records, study_path, study_record
 from scorecraft.catalog.weight_curves import CLASSES, DIMENSION, weight_curve, weight_figure
-from scorecraft.core import Objective
 from scorecraft.studies import wording
 from scorecraft.studies.plots import svg
 from scorecraft.studies.result import StudyResult
@@ -35,7 +34,7 @@ def generated_pages() -> Iterator[Page]:
         plot = path.with_suffix(".png")
         if plot.is_file():
             yield f"choosing/{record['task']}-{path.stem}.png", plot.read_bytes()
-    for name in objective_types():
+    for name in pictured_types():
         yield f"curves/{name}.svg", weight_curve_svg(name)
     for entry in entries():
         record = study_record(entry.paper.slug)
@@ -134,15 +133,15 @@ def gallery_page() -> str:
         "`n dL/ds`, above zero the pair is pushed apart, below it is pulled together. "
         "`scorecraft explain OBJECTIVE` draws the curve of any objective with any options.",
     ]
-    for name, kind in objective_types().items():
+    for name, kind in pictured_types().items():
         parts += [f"## {name}", f"`{kind.__name__}`: {_summary(kind)}", f"![weight curve of {name}](curves/{name}.svg)"]
     return "\n\n".join(parts) + "\n"
 
 
 def weight_curve_svg(name: str) -> bytes:
     """The picture of an objective with its default options."""
-    objective = make_objective(name, classes=CLASSES, dimension=DIMENSION)
-    return svg(weight_figure(weight_curve(objective), type(objective).__name__))
+    objective = make_pictured(name, classes=CLASSES, dimension=DIMENSION)
+    return svg(weight_figure(weight_curve(objective), pictured_types()[name].__name__))
 
 
 def _measured(entry: Entry) -> str:
@@ -182,7 +181,7 @@ def _measured(entry: Entry) -> str:
 
 
 def _curves(entry: Entry) -> str:
-    names = [name for name, kind in objective_types().items() if entry.paper.slug in kind.__module__.split(".")]
+    names = [name for name, kind in pictured_types().items() if entry.paper.slug in kind.__module__.split(".")]
     if not names:
         return ""
     pictures = [f"![weight curve of {name}](../curves/{name}.svg)" for name in names]
@@ -197,5 +196,5 @@ def _citation(entry: Entry) -> str:
     return f"## Cite\n\n```bibtex\n{entry.paper.bibtex}\n```"
 
 
-def _summary(kind: type[Objective]) -> str:
+def _summary(kind: type) -> str:
     return (getdoc(kind) or "").partition("\n")[0]

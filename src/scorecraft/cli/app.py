@@ -55,6 +55,39 @@ class Device(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Seeds = Annotated[int, typer.Option(min=2, help="Splits of the data, each with its own initial weights and order.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Trials at a time; one per core when left out.")]
+Folder = Annotated[
+    Path | None, typer.Option(help="Where the run is written; in scorecraft-runs/ when left out.", file_okay=False)
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming a run that is there.")]
+Record = Annotated[
+    bool, typer.Option("--record", help="Also write the result into results/ of the checkout, for the site.")
+]
+Collection = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="A folder of corpus, queries and qrels (parquet, BEIR's jsonl and tsv, TREC qrels), a .jsonl or .parquet "
+        "file of (query, positive[, negatives]), or a hub data set.",
+    ),
+]
+RankingObjectives = Annotated[
+    list[str] | None,
+    typer.Option("--objective", metavar="NAME[:option=value,...]", help="An objective to compare, two or more."),
+]
+Split = Annotated[str | None, typer.Option(help="Split of the judgements (of a hub data set or a folder qrels/).")]
+DropIncomplete = Annotated[
+    bool,
+    typer.Option(
+        "--drop-incomplete",
+        help="Leave out empty documents, queries without a relevant one and judgements of unknown ids.",
+    ),
+]
+Documents = Annotated[
+    int, typer.Option(min=1, help="Documents that are ranked: all relevant ones, and others drawn up to this number.")
+]
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 PAPER_HELP = "A paper's slug, such as multi-similarity (hyphens or underscores)."
 
 
@@ -248,16 +281,12 @@ def similarity(
     features: Annotated[str | None, typer.Option(help="Array or column of the items, where it cannot be told.")] = None,
     labels: Annotated[str | None, typer.Option(help="Array or column of the classes, where it cannot be told.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of a hub data set; train when left out.")] = None,
-    seeds: Annotated[int, typer.Option(min=2, help="Splits of the data, each with its own initial weights.")] = 8,
+    seeds: Seeds = 8,
     steps: Annotated[int, typer.Option(min=1, help="Batches per training.")] = 300,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Trials at a time; one per core when left out.")] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="Where the run is written; in scorecraft-runs/ when left out.", file_okay=False)
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming a run that is there.")] = False,
-    record: Annotated[
-        bool, typer.Option("--record", help="Also write the result into results/ of the checkout, for the site.")
-    ] = False,
+    jobs: Jobs = None,
+    folder: Folder = None,
+    fresh: Fresh = False,
+    record: Record = False,
     json: Json = False,
 ) -> None:
     """Which objective makes the best embedding of your labelled items?
@@ -267,19 +296,104 @@ def similarity(
     """
     from scorecraft.cli import comparing
 
+    running = comparing.Running(seeds, jobs, folder, fresh, record, json)
     comparing.compare_similarity(
+        data, objective or [], running, steps=steps, features=features, labels=labels, split=split
+    )
+
+
+@compare.command(
+    epilog=_examples(
+        "scorecraft compare retrieval --data vaswani/ --objective infonce --objective mw --objective star_adore",
+        "scorecraft compare retrieval --data pairs.jsonl --model my-encoder/ --steps 200",
+        "scorecraft compare retrieval --data BeIR/scifact --objective infonce --objective star:alpha=0.5 --json",
+    )
+)
+def retrieval(
+    data: Collection,
+    objective: RankingObjectives = None,
+    model: Annotated[str, typer.Option(help="The bi-encoder to fine-tune: a folder or a hub name.")] = ENCODER,
+    split: Split = None,
+    drop_incomplete: DropIncomplete = False,
+    documents: Documents = 3000,
+    seeds: Seeds = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Batches per training.")] = 40,
+    batch: Annotated[int, typer.Option(min=2, help="Queries per batch.")] = 32,
+    hard_negatives: Annotated[int, typer.Option(min=0, help="Hard negatives per query.")] = 1,
+    jobs: Jobs = None,
+    folder: Folder = None,
+    fresh: Fresh = False,
+    record: Record = False,
+    json: Json = False,
+) -> None:
+    """Which objective fine-tunes the best retriever for your queries and documents?
+
+    Every seed splits the queries; each objective fine-tunes the pretrained encoder once per learning rate, is tuned on
+    the validation queries and measured once on the test queries. star_adore is the whole recipe: STAR on both encoders
+    for half of the steps, then ADORE on the query encoder. Interrupted, it goes on when the command is repeated.
+    """
+    from scorecraft.cli import comparing
+
+    comparing.compare_retrieval(
         data,
         objective or [],
-        seeds=seeds,
+        comparing.Running(seeds, jobs, folder, fresh, record, json),
+        model=model,
         steps=steps,
-        jobs=jobs,
-        folder=folder,
-        fresh=fresh,
-        record=record,
-        as_json=json,
-        features=features,
-        labels=labels,
+        batch=batch,
+        hard_negatives=hard_negatives,
+        documents=documents,
         split=split,
+        drop_incomplete=drop_incomplete,
+    )
+
+
+@compare.command(
+    epilog=_examples(
+        "scorecraft compare reranking --data cranfield/ --drop-incomplete --objective infonce --objective listnet",
+        "scorecraft compare reranking --data pairs.jsonl --candidates 50 --steps 200",
+    )
+)
+def reranking(
+    data: Collection,
+    objective: RankingObjectives = None,
+    model: Annotated[
+        str, typer.Option(help="The encoder that the cross-encoder starts from: a folder or a hub name.")
+    ] = ENCODER,
+    split: Split = None,
+    drop_incomplete: DropIncomplete = False,
+    documents: Documents = 3000,
+    candidates: Annotated[int, typer.Option(min=1, help="Irrelevant documents to rank per query.")] = 20,
+    seeds: Seeds = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Batches per training.")] = 40,
+    batch: Annotated[int, typer.Option(min=1, help="Queries per batch.")] = 8,
+    negatives: Annotated[int, typer.Option(min=1, help="Negatives per query of a batch.")] = 4,
+    jobs: Jobs = None,
+    folder: Folder = None,
+    fresh: Fresh = False,
+    record: Record = False,
+    json: Json = False,
+) -> None:
+    """Which objective trains the best re-ranker for your queries and documents?
+
+    Every query's candidates are its relevant documents and those that the pretrained encoder ranks highest; each
+    objective trains a cross-encoder once per learning rate, is tuned on the validation queries and measured once on the
+    test queries. Interrupted, it goes on when the command is repeated.
+    """
+    from scorecraft.cli import comparing
+
+    comparing.compare_reranking(
+        data,
+        objective or [],
+        comparing.Running(seeds, jobs, folder, fresh, record, json),
+        model=model,
+        steps=steps,
+        batch=batch,
+        negatives=negatives,
+        candidates=candidates,
+        documents=documents,
+        split=split,
+        drop_incomplete=drop_incomplete,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +25,55 @@ from scorecraft.studies.runner import RUNS, Progress, run_trials
 from scorecraft.studies.study import StudyError
 
 
-def compare_similarity(
-    data: str,
-    objectives: list[str],
-    *,
-    seeds: int,
-    steps: int,
-    jobs: int | None,
-    folder: Path | None,
-    fresh: bool,
-    record: bool,
-    as_json: bool,
-    **reading: Any,
-) -> None:
+@dataclass(frozen=True)
+class Running:
+    """How a comparison is run, whatever it compares."""
+
+    seeds: int
+    jobs: int | None
+    folder: Path | None
+    fresh: bool
+    record: bool
+    as_json: bool
+
+
+def compare_similarity(data: str, objectives: list[str], running: Running, **options: Any) -> None:
     """Compare objectives on labelled data; without objectives, all of this library."""
     from scorecraft.comparisons.similarity import similarity_comparison
 
-    if record:
+    _compare(similarity_comparison, data, objectives or list(objective_types()), running, options)
+
+
+def compare_retrieval(data: str, objectives: list[str], running: Running, **options: Any) -> None:
+    """Compare objectives that fine-tune a retriever."""
+    from scorecraft.comparisons.retrieval import DEFAULT_OBJECTIVES, retrieval_comparison
+
+    _compare(retrieval_comparison, data, objectives or list(DEFAULT_OBJECTIVES), running, options)
+
+
+def compare_reranking(data: str, objectives: list[str], running: Running, **options: Any) -> None:
+    """Compare objectives that train a re-ranker."""
+    from scorecraft.comparisons.reranking import DEFAULT_OBJECTIVES, reranking_comparison
+
+    _compare(reranking_comparison, data, objectives or list(DEFAULT_OBJECTIVES), running, options)
+
+
+def _compare(
+    make: Callable[..., Comparison], data: str, objectives: list[str], running: Running, options: Mapping[str, Any]
+) -> None:
+    if running.record:
         require_checkout()
-    chosen = list(dict.fromkeys(objectives)) or list(objective_types())
+    chosen = list(dict.fromkeys(objectives))
     if len(chosen) < 2:
         raise UsageError("expected two different objectives or more to compare (--objective NAME --objective NAME)")
     try:
-        comparison = similarity_comparison(data, chosen, steps=steps, **reading)
+        comparison = make(data, chosen, **options)
     except UnknownObjective as error:
         raise UsageError(str(error)) from error
-    place = folder or RUNS / comparison.slug / f"{Path(data).stem}-{comparison.world.settings['sha256'][:8]}"
-    recorded = comparison_path(comparison.task, re.sub(r"\W+", "-", Path(data).stem)) if record else None
-    _run(comparison, range(seeds), place, jobs, fresh, recorded, as_json)
+    name = re.sub(r"\W+", "-", Path(data).stem)
+    place = running.folder or RUNS / comparison.slug / f"{name}-{comparison.world.settings['sha256'][:8]}"
+    recorded = comparison_path(comparison.task, name) if running.record else None
+    _run(comparison, range(running.seeds), place, running.jobs, running.fresh, recorded, running.as_json)
 
 
 def _run(

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from rich.text import Text
 
-from scorecraft.catalog.objectives import UnknownObjective, make_objective
+from scorecraft.catalog.objectives import UnknownObjective, make_pictured
 from scorecraft.catalog.weight_curves import CLASSES, DIMENSION, WeightCurve, weight_curve, weight_figure
 from scorecraft.cli import UsageError
 from scorecraft.cli.terminal import print_json, stdout
+from scorecraft.core import InBatch
 from scorecraft.core.paper import papers_of
 
 _HEIGHT = 7
@@ -24,7 +25,7 @@ def explain(text: str, plot: Path | None, as_json: bool) -> None:
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise UsageError(f"--plot: expected a file name that ends in .png or .svg, got {plot}")
     try:
-        objective = make_objective(text, classes=CLASSES, dimension=DIMENSION)
+        objective = make_pictured(text, classes=CLASSES, dimension=DIMENSION)
     except UnknownObjective as error:
         raise UsageError(str(error)) from error
     title = " ".join(repr(objective).split())
@@ -43,7 +44,8 @@ def explain(text: str, plot: Path | None, as_json: bool) -> None:
     out.print(Text(title, "bold"))
     for paper in papers_of(objective):
         out.print(Text(f"{paper.title} ({paper.url})", "dim"))
-    summary = (type(objective).__doc__ or "").strip().partition("\n")[0]
+    stated = objective.objective if isinstance(objective, InBatch) else objective
+    summary = (type(stated).__doc__ or "").strip().partition("\n")[0]
     out.print(Text(summary))
     out.print()
     for name, pull, style in (("positive", curve.positive, "blue"), ("negative", curve.negative, "dark_orange")):

@@ -8,7 +8,9 @@ corrected p-value is below 0.05; otherwise the data cannot tell it from the best
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +19,8 @@ from scorecraft.studies.result import TrialRecord, comparison_json
 from scorecraft.studies.statistics import CONFIDENCE, PairedComparison, holm, mean_interval, paired_comparison
 from scorecraft.studies.study import Contender, Metric, Scale, Settings, Trial, World
 
+TRAINING, VALIDATION, TEST = 0.5, 0.2, 0.3
+"""Shares of a split."""
 _SCHEMA = 1
 
 
@@ -190,3 +194,9 @@ def conclude(
         scale=comparison.scale,
         provenance=provenance,
     )
+
+
+def contender_name(text: str) -> str:
+    """A name for files: of an objective with options, told apart by a hash of how it is written."""
+    words = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+    return words if re.fullmatch(r"[\w-]+", text) else f"{words}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"

@@ -8,9 +8,7 @@ best Recall@1 on the validation part is taken, and the test part is looked at on
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scorecraft.catalog.objectives import make_objective, read_spelling
-from scorecraft.comparisons.comparison import Comparison
+from scorecraft.comparisons.comparison import TEST, TRAINING, VALIDATION, Comparison, contender_name
 from scorecraft.comparisons.labelled_data import LabelledData, load_labelled
 from scorecraft.core import Objective
 from scorecraft.similarity.recall import recall_at_k
@@ -32,8 +30,6 @@ METRICS = (
     Metric("recall_at_5", "Recall@5"),
     Metric("validation", "Recall@1 on the validation part"),
 )
-TRAINING, VALIDATION, TEST = 0.5, 0.2, 0.3
-"""Shares of a split."""
 CLASSES_TO_SPLIT = 10
 """From how many classes on the parts have classes of their own."""
 HOST = "pml"
@@ -96,12 +92,6 @@ def similarity_comparison(
         ),
         test_share=TEST / TRAINING,
     )
-
-
-def contender_name(text: str) -> str:
-    """A name for files: of an objective with options, told apart by a hash of how it is written."""
-    words = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
-    return words if re.fullmatch(r"[\w-]+", text) else f"{words}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def similarity_trial(world: World, contender: Contender, seed: int, scale: Scale) -> Mapping[str, float]:

@@ -1,0 +1,253 @@
+"""`compare retrieval`: which objective fine-tunes the best retriever for one's own queries and documents?
+
+Every seed splits the queries. Each contender fine-tunes the same pretrained bi-encoder with the same rows (query,
+positive, hard negatives of the pretrained encoder), once per learning rate of the same grid; the rate with the best
+nDCG@10 on the validation queries is taken, and the test queries are looked at once, with that encoder.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scorecraft.catalog.objectives import make_ranking_objective, read_spelling
+from scorecraft.comparisons.comparison import TEST, TRAINING, Comparison, contender_name
+from scorecraft.comparisons.text_ranking import (
+    MODEL,
+    RANKING_METRICS,
+    Collection,
+    bi_encoder,
+    collection_in,
+    embed_texts,
+    hard_candidates_in,
+    ranking_metrics,
+    split_queries,
+    text_world,
+    train_quietly,
+    training_options,
+)
+from scorecraft.core import Cosine
+from scorecraft.studies.study import Contender, Scale, World
+from scorecraft.studies.worlds import generator
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+RECIPE = "star_adore"
+"""A contender that is more than a loss: STAR on both encoders for half of the steps, then ADORE on the queries'."""
+DEFAULT_OBJECTIVES = ("infonce", "mw", RECIPE)
+_SCALE = 20.0
+_DEPTH = 50
+
+
+class Encoders(NamedTuple):
+    """One encoder for queries and one for documents, which may be the same."""
+
+    queries: SentenceTransformer
+    documents: SentenceTransformer
+
+
+def retrieval_comparison(
+    source: str,
+    objectives: Sequence[str],
+    *,
+    model: str = MODEL,
+    steps: int = 40,
+    batch: int = 32,
+    hard_negatives: int = 1,
+    learning_rates: Sequence[float] = (2e-5, 1e-4),
+    documents: int = 3000,
+    max_tokens: int = 64,
+    split: str | None = None,
+    drop_incomplete: bool = False,
+) -> Comparison:
+    """A comparison of objectives for retrieval.
+
+    Args:
+        source: the data, see `load_retrieval`, which also takes `split` and `drop_incomplete`.
+        objectives: names (`infonce`, `mw`, `star:alpha=0.5`), or `star_adore` for the whole recipe.
+        model: a folder or hub name of sentence-transformers.
+        steps: batches per training.
+        batch: queries per batch.
+        hard_negatives: per query, drawn from the 50 documents that the pretrained encoder ranks highest.
+        learning_rates: the grid.
+        documents: how many are ranked (all relevant ones, and others drawn once).
+        max_tokens: at which texts are cut.
+
+    Raises:
+        BadData, UnknownObjective, ValueError: in one line.
+    """
+    for text in objectives:
+        make_ranking_objective(text)
+    world = text_world(
+        source, model=model, documents=documents, max_tokens=max_tokens, split=split, drop_incomplete=drop_incomplete
+    )
+    return Comparison(
+        task="retrieval",
+        metrics=RANKING_METRICS,
+        world=world,
+        contenders=tuple(Contender(contender_name(text), text, settings={"objective": text}) for text in objectives),
+        trial=retrieval_trial,
+        scale=Scale(
+            "desk",
+            8,
+            {
+                "steps": steps,
+                "batch": batch,
+                "hard_negatives": hard_negatives,
+                "learning_rates": ", ".join(f"{rate:g}" for rate in learning_rates),
+                "weight_decay": 0.01,
+            },
+        ),
+        test_share=TEST / TRAINING,
+    )
+
+
+def retrieval_trial(world: World, contender: Contender, seed: int, scale: Scale) -> Mapping[str, float]:
+    """Fine-tune one bi-encoder per learning rate, choose on the validation queries, measure on the test queries."""
+    told = scale.settings
+    collection = collection_in(world)
+    parts = split_queries(len(collection.queries), seed)
+    rows = training_rows(
+        collection, parts.training, hard_candidates_in(world, _DEPTH), told["steps"] * told["batch"],
+        told["hard_negatives"], seed,
+    )  # fmt: skip
+    pretrained = bi_encoder(world.settings["model"], world.settings["max_tokens"])
+    judged = torch.cat([parts.validation, parts.test])
+    chosen = collection.relevance[judged]
+    best: tuple[float, Tensor] | None = None
+    for rate in map(float, told["learning_rates"].split(",")):
+        encoders = fine_tuned(
+            pretrained, contender.settings["objective"], rows, collection, parts.training, rate, told, seed
+        )
+        scores = scores_of(encoders, collection, judged)
+        tuned = len(parts.validation)
+        reached = ranking_metrics(scores[:tuned], chosen[:tuned])["ndcg_at_10"]
+        if best is None or reached > best[0]:
+            best = reached, scores[tuned:]
+    assert best is not None
+    return {**ranking_metrics(best[1], chosen[len(parts.validation) :]), "validation": best[0]}
+
+
+class Rows(NamedTuple):
+    """Rows to train on, as indices."""
+
+    queries: Int[Tensor, " n"]
+    positives: Int[Tensor, " n"]
+    negatives: Int[Tensor, "n h"]
+
+
+def training_rows(
+    collection: Collection,
+    queries: Int[Tensor, " t"],
+    hard: Int[Tensor, "q depth"],
+    count: int,
+    negatives: int,
+    seed: int,
+) -> Rows:
+    """Queries, each with one of its positives and some of its hard negatives, in an order that goes round all pairs."""
+    random = generator(seed, "rows")
+    pairs = (collection.relevance[queries] > 0).nonzero()
+    order = torch.cat([torch.randperm(len(pairs), generator=random) for _ in range(-(-count // len(pairs)))])[:count]
+    drawn = queries[pairs[order, 0]]
+    places = torch.rand(count, hard.shape[1], generator=random).argsort(dim=1)[:, :negatives]
+    return Rows(drawn, pairs[order, 1], hard[drawn].gather(1, places))
+
+
+def fine_tuned(
+    pretrained: SentenceTransformer,
+    objective: str,
+    rows: Rows,
+    collection: Collection,
+    training: Int[Tensor, " t"],
+    rate: float,
+    told: Mapping[str, Any],
+    seed: int,
+) -> Encoders:
+    """The pretrained encoder after `steps` batches."""
+    model = copy.deepcopy(pretrained)
+    name, _ = read_spelling(objective)
+    if name.replace("-", "_").lower() != RECIPE:
+        _train_both(model, objective, rows, collection, rate, told, seed)
+        return Encoders(model, model)
+    first = told["steps"] // 2 * told["batch"]
+    _train_both(model, objective, Rows(*(part[:first] for part in rows)), collection, rate, told, seed)
+    return Encoders(_train_queries(model, collection, training, rate, told, seed), model)
+
+
+def _train_both(
+    model: SentenceTransformer,
+    objective: str,
+    rows: Rows,
+    collection: Collection,
+    rate: float,
+    told: Mapping[str, Any],
+    seed: int,
+) -> None:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+
+    from scorecraft.integrations.sentence_transformers import RetrievalLoss
+
+    if not len(rows.queries):
+        return
+    columns = {
+        "query": [collection.queries[row] for row in rows.queries.tolist()],
+        "positive": [collection.documents[row] for row in rows.positives.tolist()],
+    }
+    for place, negatives in enumerate(rows.negatives.unbind(1), start=1):
+        columns[f"negative_{place}"] = [collection.documents[row] for row in negatives.tolist()]
+    data = Dataset.from_dict({**columns, "label": rows.queries.tolist()})
+    loss = RetrievalLoss(model, make_ranking_objective(objective, score=_SCALE * Cosine()), scale=_SCALE)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SentenceTransformerTrainingArguments(
+            output_dir=folder, **training_options(told, rate, seed, model.device)
+        )
+        train_quietly(SentenceTransformerTrainer(model, arguments, train_dataset=data, loss=loss))
+
+
+def _train_queries(
+    model: SentenceTransformer,
+    collection: Collection,
+    training: Int[Tensor, " t"],
+    rate: float,
+    told: Mapping[str, Any],
+    seed: int,
+) -> SentenceTransformer:
+    """ADORE for the other half of the steps; the documents and `model` stay."""
+    from scorecraft.integrations.sentence_transformers.hard_negatives import adore_trainer
+
+    queries = [collection.queries[row] for row in training.tolist()]
+    positives = [
+        list(dict.fromkeys(collection.documents[place] for place in collection.relevance[row].nonzero()[:, 0].tolist()))
+        for row in training.tolist()
+    ]
+    batch = min(told["batch"], len(queries))
+    steps = told["steps"] - told["steps"] // 2
+    trainer = adore_trainer(
+        model,
+        list(collection.documents),
+        positives,
+        index="torch",
+        score_scale=_SCALE,
+        depth=min(200, len(collection.documents)),
+        learning_rate=rate,
+        weight_decay=told["weight_decay"],
+        warmup_steps=max(1, steps // 10),
+        batch_size=batch,
+        seed=seed,
+    )
+    trainer.train(queries, epochs=max(1, steps // -(-len(queries) // batch)))
+    return trainer.query_encoder.model  # type: ignore[return-value]
+
+
+def scores_of(encoders: Encoders, collection: Collection, queries: Int[Tensor, " s"]) -> Float[Tensor, "s d"]:
+    """Cosines of some queries with all kept documents."""
+    vectors = embed_texts(encoders.queries, [collection.queries[row] for row in queries.tolist()], queries=True)
+    return vectors @ embed_texts(encoders.documents, collection.documents, queries=False).T
