@@ -28,6 +28,11 @@ if TYPE_CHECKING:
         score_gradients,
         tiled,
     )
+    from scorecraft.relevance.mw import MannWhitneyLoss, mann_whitney_loss, pooled_auc
+    from scorecraft.relevance.sft_vs_cl import ContrastiveRerankingLoss, SupervisedRerankingLoss, UnifiedRerankingLoss
+    from scorecraft.relevance.star_adore import AdoreLoss, AdoreTrainer, StarLoss
+    from scorecraft.relevance.two_row_scoring import two_row_logits
+    from scorecraft.relevance.unime_v2 import JointRerankingLoss, SoftLabelAlignmentLoss
     from scorecraft.similarity.amcl import AMCLLoss, MultiHeadProjector, PairTemperature
     from scorecraft.similarity.episodic_sampler import EpisodicBatchSampler, split_episode
     from scorecraft.similarity.groco import GroCoLoss, GroupOrderingLoss, group_ordering_loss
@@ -58,9 +63,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AMCLLoss",
+    "AdoreLoss",
+    "AdoreTrainer",
     "ArcFaceHead",
     "BinomialDevianceLoss",
     "ContrastiveLoss",
+    "ContrastiveRerankingLoss",
     "CosFaceHead",
     "Cosine",
     "Dot",
@@ -71,9 +79,11 @@ __all__ = [
     "GroupOrderingLoss",
     "ICNNLoss",
     "InfoNCELoss",
+    "JointRerankingLoss",
     "LiftedStructureLoss",
     "ListNetLoss",
     "MagFaceHead",
+    "MannWhitneyLoss",
     "MemoryQueue",
     "MetrixLoss",
     "MetrixModelLoss",
@@ -90,9 +100,13 @@ __all__ = [
     "PairwiseLogisticLoss",
     "ProtoTripletLoss",
     "ProxyAnchored",
+    "SoftLabelAlignmentLoss",
+    "StarLoss",
+    "SupervisedRerankingLoss",
     "ThresholdConsistentMarginLoss",
     "TripletLoss",
     "UNPGLoss",
+    "UnifiedRerankingLoss",
     "__version__",
     "across_ranks",
     "citation",
@@ -101,12 +115,15 @@ __all__ = [
     "icnn_score",
     "in_batch",
     "list_score_gradients",
+    "mann_whitney_loss",
     "opis",
+    "pooled_auc",
     "recall_at_k",
     "remembering",
     "score_gradients",
     "split_episode",
     "tiled",
+    "two_row_logits",
     "utilization",
 ]
 
@@ -130,6 +147,26 @@ _HOMES = {
         "remembering",
         "score_gradients",
         "tiled",
+    ),
+    "scorecraft.relevance.mw": (
+        "MannWhitneyLoss",
+        "mann_whitney_loss",
+        "pooled_auc",
+    ),
+    "scorecraft.relevance.sft_vs_cl": (
+        "ContrastiveRerankingLoss",
+        "SupervisedRerankingLoss",
+        "UnifiedRerankingLoss",
+    ),
+    "scorecraft.relevance.star_adore": (
+        "AdoreLoss",
+        "AdoreTrainer",
+        "StarLoss",
+    ),
+    "scorecraft.relevance.two_row_scoring": ("two_row_logits",),
+    "scorecraft.relevance.unime_v2": (
+        "JointRerankingLoss",
+        "SoftLabelAlignmentLoss",
     ),
     "scorecraft.similarity.groco": ("GroCoLoss", "GroupOrderingLoss", "group_ordering_loss"),
     "scorecraft.similarity.metrix": (
