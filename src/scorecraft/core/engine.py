@@ -224,7 +224,7 @@ class _Totals(torch.autograd.Function):
         objective: BatchObjective = ctx.objective
         sweep: BlockSweep = ctx.sweep
         x, y, *saved = ctx.saved_tensors
-        totals = dict(zip(objective.totals, saved, strict=False))
+        totals = dict(zip(objective.totals, (total.detach() for total in saved), strict=False))
         parameters = saved[len(totals) :]
         shared = sweep.all_reduce(torch.cat([grad.reshape(-1) for grad in grads]))  # one message for all of them
         parts = shared.split([grad.numel() for grad in grads])
