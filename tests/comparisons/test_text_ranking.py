@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from tests.integrations.test_sentence_transformers import WORDS, bert_folder
+from tests.integrations.tiny_models import WORDS, save_tiny_bert
 
 from scorecraft import cli
 from scorecraft.catalog.objectives import UnknownObjective, make_ranking_objective, ranking_objective_types
@@ -25,13 +25,12 @@ from scorecraft.comparisons.retrieval_data import load_retrieval
 from scorecraft.core import Cosine, InfoNCELoss
 from scorecraft.relevance.mw import MannWhitneyLoss
 
-__all__ = ["bert_folder"]  # a fixture
-
 
 @pytest.fixture(scope="module")
-def encoder(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    bert = save_tiny_bert(tmp_path_factory.mktemp("bert"))
     folder = tmp_path_factory.mktemp("encoder")
-    SentenceTransformer(modules=[Transformer(str(bert_folder)), Pooling(16)], device="cpu").save_pretrained(str(folder))
+    SentenceTransformer(modules=[Transformer(str(bert)), Pooling(16)], device="cpu").save_pretrained(str(folder))
     return str(folder)
 
 

@@ -20,7 +20,8 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
-from tests.integrations.test_sentence_transformers import WORDS, arguments, bert_folder, double_model, gradients, model
+from tests.integrations.test_sentence_transformers import bert_folder, double_model, gradients, model
+from tests.integrations.tiny_models import WORDS, training_arguments
 
 from scorecraft.catalog.objectives import make_ranking_objective, ranking_objective_types
 from scorecraft.core import Cosine, InfoNCELoss, ListNetLoss, Objective, Pairs, citation, in_batch
@@ -161,7 +162,7 @@ def test_training_and_saving(model: SentenceTransformer, tmp_path: Path, cached:
     loss: Any = CachedRetrievalLoss(model, InfoNCELoss(), mini_batch_size=4)
     if not cached:
         loss = RetrievalLoss(model, {"infonce": InfoNCELoss(), "listnet": 0.1 * ListNetLoss()})
-    options = arguments(tmp_path, num_train_epochs=2, batch_sampler=BatchSamplers.NO_DUPLICATES)
+    options = training_arguments(tmp_path, num_train_epochs=2, batch_sampler=BatchSamplers.NO_DUPLICATES)
     trainer = SentenceTransformerTrainer(model, options, train_dataset=Dataset.from_dict(rows), loss=loss)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

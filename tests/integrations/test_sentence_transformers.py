@@ -26,15 +26,13 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.base.losses import CachedLossMixin, has_static_embedding_input, uses_gradient_cache
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import BatchAllTripletLoss, MatryoshkaLoss
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from tests.integrations.tiny_models import WORDS, save_tiny_bert, training_arguments, word_tokenizer
 
 from scorecraft.catalog.objectives import make_objective, objective_types
 from scorecraft.core import RowObjective, Tile, citation, tiled
@@ -42,33 +40,13 @@ from scorecraft.core.paper import papers_of
 from scorecraft.integrations.sentence_transformers import CachedLabelBatchLoss, LabelBatchLoss, MultiSimilarityLoss
 from scorecraft.similarity import multi_similarity, tcm
 
-WORDS = [f"w{number}" for number in range(48)]
 CLASSES, PER_CLASS = 6, 8
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]", model_max_length=16)
 
 
 @pytest.fixture(scope="module")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Bert of one layer, built on the spot."""
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS) + 2,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=16,
-    )
-    BertModel(config).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
+    return save_tiny_bert(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture
@@ -100,23 +78,6 @@ def batch(model: SentenceTransformer, count: int = 12, seed: int = 0) -> tuple[l
     texts, labels = texts_and_labels(seed)
     picked = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[:count].tolist()
     return [model.preprocess([texts[i] for i in picked])], torch.tensor([labels[i] for i in picked])
-
-
-def arguments(folder: Path, **options: Any) -> SentenceTransformerTrainingArguments:
-    defaults: dict[str, Any] = {
-        "output_dir": str(folder),
-        "num_train_epochs": 4,
-        "per_device_train_batch_size": 16,
-        "learning_rate": 5e-3,
-        "batch_sampler": BatchSamplers.GROUP_BY_LABEL,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "seed": 1,
-    }
-    return SentenceTransformerTrainingArguments(**(defaults | options))
 
 
 def dataset() -> Dataset:
@@ -208,7 +169,9 @@ def test_training_saving_and_the_model_card(model: SentenceTransformer, tmp_path
     loss = MultiSimilarityLoss(model)
     before = separation(model)
     data = dataset()
-    trainer = SentenceTransformerTrainer(model, arguments(tmp_path), train_dataset=data, eval_dataset=data, loss=loss)
+    trainer = SentenceTransformerTrainer(
+        model, training_arguments(tmp_path), train_dataset=data, eval_dataset=data, loss=loss
+    )
     trainer.train()
     assert separation(model) > before + 0.1
     assert torch.isfinite(torch.tensor(trainer.evaluate()["eval_loss"]))
@@ -233,7 +196,7 @@ def test_training_saving_and_the_model_card(model: SentenceTransformer, tmp_path
 
 def test_components_are_logged_and_all_papers_cited(model: SentenceTransformer, tmp_path: Path) -> None:
     parts = {"ms": multi_similarity.MultiSimilarityLoss(), "tcm": 0.5 * tcm.ThresholdConsistentMarginLoss()}
-    options = arguments(tmp_path, num_train_epochs=1)
+    options = training_arguments(tmp_path, num_train_epochs=1)
     loss = LabelBatchLoss(model, parts)
     trainer = SentenceTransformerTrainer(model, options, train_dataset=dataset(), loss=loss)
     trainer.train()
@@ -249,10 +212,10 @@ def test_components_are_logged_and_all_papers_cited(model: SentenceTransformer, 
 
 def test_static_embeddings_train_too(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    static = SentenceTransformer(modules=[StaticEmbedding(tokenizer(), embedding_dim=16)], device="cpu")
+    static = SentenceTransformer(modules=[StaticEmbedding(word_tokenizer(), embedding_dim=16)], device="cpu")
     before = separation(static)
     loss = MultiSimilarityLoss(static)
-    options = arguments(tmp_path, learning_rate=0.2)
+    options = training_arguments(tmp_path, learning_rate=0.2)
     SentenceTransformerTrainer(static, options, train_dataset=dataset(), loss=loss).train()
     assert separation(static) > before + 0.1
     with pytest.raises(ValueError, match=r"argument `model`: expected token inputs.*StaticEmbedding"):
@@ -320,7 +283,9 @@ def test_cached_without_gradient(model: SentenceTransformer) -> None:
 def test_cached_in_the_trainer_with_accumulation(model: SentenceTransformer, tmp_path: Path) -> None:
     before = separation(model)
     loss = CachedLabelBatchLoss(model, multi_similarity.MultiSimilarityLoss(), mini_batch_size=6)
-    options = arguments(tmp_path, per_device_train_batch_size=12, gradient_accumulation_steps=2, num_train_epochs=8)
+    options = training_arguments(
+        tmp_path, per_device_train_batch_size=12, gradient_accumulation_steps=2, num_train_epochs=8
+    )
     SentenceTransformerTrainer(model, options, train_dataset=dataset(), loss=loss).train()
     assert separation(model) > before + 0.1
 
@@ -357,7 +322,7 @@ def test_every_objective_trains_is_cited_and_saved(model: SentenceTransformer, t
     loss = LabelBatchLoss(model, objective)
     assert loss.get_config_dict()["objective"].startswith(type(objective).__name__)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    options = arguments(tmp_path / "run", num_train_epochs=1)
+    options = training_arguments(tmp_path / "run", num_train_epochs=1)
     SentenceTransformerTrainer(model, options, train_dataset=dataset(), loss=loss).train()
     assert any(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
     model.save_pretrained(str(tmp_path / "model"))
@@ -421,7 +386,7 @@ def test_matryoshka(double_model: SentenceTransformer, cached: bool) -> None:
 
 def test_matryoshka_trains_and_cites_both(model: SentenceTransformer, tmp_path: Path) -> None:
     loss = MatryoshkaLoss(model, MultiSimilarityLoss(model), matryoshka_dims=[16, 8])
-    options = arguments(tmp_path, num_train_epochs=1)
+    options = training_arguments(tmp_path, num_train_epochs=1)
     SentenceTransformerTrainer(model, options, train_dataset=dataset(), loss=loss).train()
     model.save_pretrained(str(tmp_path / "model"))
     card = (tmp_path / "model" / "README.md").read_text()

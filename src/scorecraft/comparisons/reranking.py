@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scorecraft.catalog.objectives import make_ranking_objective
-from scorecraft.comparisons.comparison import TEST, TRAINING, Comparison, contender_name
+from scorecraft.comparisons.comparison import Comparison
 from scorecraft.comparisons.text_ranking import (
     MODEL,
     RANKING_METRICS,
@@ -27,6 +27,7 @@ from scorecraft.comparisons.text_ranking import (
     hard_candidates_in,
     ranking_metrics,
     split_queries,
+    text_comparison,
     text_world,
     train_quietly,
     training_options,
@@ -96,25 +97,17 @@ def reranking_comparison(
     world = text_world(
         source, model=model, documents=documents, max_tokens=max_tokens, split=split, drop_incomplete=drop_incomplete
     )
-    return Comparison(
-        task="reranking",
-        metrics=METRICS,
-        world=world,
-        contenders=tuple(Contender(contender_name(text), text, settings={"objective": text}) for text in objectives),
-        trial=reranking_trial,
-        scale=Scale(
-            "desk",
-            8,
-            {
-                "steps": steps,
-                "batch": batch,
-                "negatives": negatives,
-                "candidates": candidates,
-                "learning_rates": ", ".join(f"{rate:g}" for rate in learning_rates),
-                "weight_decay": 0.01,
-            },
-        ),
-        test_share=TEST / TRAINING,
+    return text_comparison(
+        "reranking",
+        METRICS,
+        world,
+        objectives,
+        reranking_trial,
+        learning_rates=learning_rates,
+        steps=steps,
+        batch=batch,
+        negatives=negatives,
+        candidates=candidates,
     )
 
 

@@ -17,13 +17,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from scorecraft.comparisons.comparison import TRAINING, VALIDATION
+from scorecraft.comparisons.comparison import TEST, TRAINING, VALIDATION, Comparison, contender_name
 from scorecraft.comparisons.labelled_data import BadData
 from scorecraft.comparisons.retrieval_data import RetrievalData, load_retrieval
 from scorecraft.integrations.optional import require
 from scorecraft.relevance.embedding_store import fingerprint_of_module
 from scorecraft.relevance.mw import pooled_aoc, pooled_auc
-from scorecraft.studies.study import Metric, World
+from scorecraft.studies.study import Contender, Metric, Scale, Trial, World
 from scorecraft.studies.worlds import generator
 
 if TYPE_CHECKING:
@@ -88,6 +88,29 @@ def text_world(
             "model_sha256": fingerprint_of_module(encoder),
             "max_tokens": max_tokens,
         },
+    )
+
+
+def text_comparison(
+    task: str,
+    metrics: tuple[Metric, ...],
+    world: World,
+    objectives: Sequence[str],
+    trial: Trial,
+    *,
+    learning_rates: Sequence[float],
+    **budget: int,
+) -> Comparison:
+    """A comparison in that world; the budget is that of every training, once per learning rate."""
+    rates = ", ".join(f"{rate:g}" for rate in learning_rates)
+    return Comparison(
+        task=task,
+        metrics=metrics,
+        world=world,
+        contenders=tuple(Contender(contender_name(text), text, settings={"objective": text}) for text in objectives),
+        trial=trial,
+        scale=Scale("desk", 8, {**budget, "learning_rates": rates, "weight_decay": 0.01}),
+        test_share=TEST / TRAINING,
     )
 
 
