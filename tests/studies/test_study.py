@@ -53,5 +53,5 @@ def test_every_registered_study_can_be_found(slug):
 def test_an_unknown_study_is_one_line_with_the_nearest_name():
     with pytest.raises(StudyError, match=r"^no study is named `multi-similarty`: did you mean `multi_similarity`\?$"):
         registry.find("multi-similarty")
-    with pytest.raises(StudyError, match=r"expected one of .*multi_similarity, susana, tcm"):
+    with pytest.raises(StudyError, match=", ".join(registry.slugs())):
         registry.find("xxxxxxxx")
