@@ -128,7 +128,7 @@ def figure(result: ComparisonResult, palette: Palette = LIGHT) -> Figure:
     left.invert_yaxis()
     left.set_xlabel(f"{deciding.title} ({wording.direction(deciding)})")
     right.axvline(0, color=palette.method, linewidth=1)
-    right.set_xlabel(f"against {result.best.title} (simultaneous {wording.CONFIDENCE_TEXT} intervals)")
+    right.set_xlabel(f"against {result.best.title}\n(simultaneous {wording.CONFIDENCE_TEXT} intervals)")
     for axes in (left, right):
         dress(axes, palette)
     right.tick_params(axis="y", left=False, labelleft=False)
