@@ -279,7 +279,7 @@ def test_names_are_the_modules_of_the_package() -> None:
     "name, words",
     [
         ("multi-similarty", ("'multi-similarty'", "did you mean 'multi_similarity'?")),
-        ("harness", ("'harness'", "'multi_similarity'", "'tcm', 'unpg'")),
+        ("harness", ("'harness'", "'multi_similarity'", "'tcm'", "'unpg'")),
         ("no.such.module", ("'no.such.module'", "importable module")),
     ],
 )
