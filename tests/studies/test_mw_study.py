@@ -21,14 +21,8 @@ def test_smoke_scale_from_end_to_end(smoke):
 
 
 @pytest.mark.parametrize("world", STUDY.worlds, ids=lambda world: world.name)
-def test_a_trial_repeats_to_the_last_bit(smoke, world):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        torch.manual_seed(123)  # nothing may come from the global state
-        again = STUDY.trial(world, STUDY.method, 1, STUDY.scale("smoke"))
-    finally:
-        torch.set_num_threads(threads)
+def test_a_trial_repeats_to_the_last_bit(smoke, world, as_a_worker):
+    again = STUDY.trial(world, STUDY.method, 1, STUDY.scale("smoke"))
     assert smoke.values(world.name, "mw", "pooled_aoc")[1] == again["pooled_aoc"]
 
 

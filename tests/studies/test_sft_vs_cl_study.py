@@ -34,14 +34,8 @@ def test_contenders_without_a_direction_are_the_mean_of_both(smoke):
         assert all(mean == pytest.approx((first + second) / 2) for mean, first, second in both)
 
 
-def test_a_trial_repeats_to_the_last_bit(smoke):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        torch.manual_seed(123)  # nothing may come from the global state
-        again = STUDY.trial(STUDY.worlds[0], STUDY.method, 1, STUDY.scale("smoke"))
-    finally:
-        torch.set_num_threads(threads)
+def test_a_trial_repeats_to_the_last_bit(smoke, as_a_worker):
+    again = STUDY.trial(STUDY.worlds[0], STUDY.method, 1, STUDY.scale("smoke"))
     assert smoke.values("reranking", "weight_sft", "ndcg_at_10")[1] == again["ndcg_at_10"]
 
 

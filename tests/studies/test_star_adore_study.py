@@ -32,14 +32,8 @@ def test_the_overlap_starts_at_one(smoke):
     assert all(value < 1 for value in smoke.values("clusters", "star", "overlap"))
 
 
-def test_a_trial_repeats_to_the_last_bit(smoke):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        torch.manual_seed(123)  # nothing may come from the global state
-        again = STUDY.trial(WORLD, STUDY.method, 1, STUDY.scale("smoke"))
-    finally:
-        torch.set_num_threads(threads)
+def test_a_trial_repeats_to_the_last_bit(smoke, as_a_worker):
+    again = STUDY.trial(WORLD, STUDY.method, 1, STUDY.scale("smoke"))
     assert smoke.values("clusters", "star_adore", "mrr")[1] == again["mrr"]
 
 

@@ -39,14 +39,8 @@ def test_the_hidden_truth_is_the_best_there_is(smoke):
             assert max(means, key=means.get) == "oracle"
 
 
-def test_a_trial_repeats_to_the_last_bit(smoke):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        torch.manual_seed(123)  # nothing may come from the global state
-        again = STUDY.trial(STUDY.worlds[0], STUDY.method, 1, STUDY.scale("smoke"))
-    finally:
-        torch.set_num_threads(threads)
+def test_a_trial_repeats_to_the_last_bit(smoke, as_a_worker):
+    again = STUDY.trial(STUDY.worlds[0], STUDY.method, 1, STUDY.scale("smoke"))
     for name, value in again.items():
         assert smoke.values(STUDY.worlds[0].name, STUDY.method.name, name)[1] == value
 

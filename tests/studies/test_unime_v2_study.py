@@ -23,14 +23,8 @@ def test_smoke_scale_from_end_to_end(smoke):
     assert STUDY.claim.sentence in html_report(smoke)
 
 
-def test_a_trial_repeats_to_the_last_bit(smoke):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        torch.manual_seed(123)  # nothing may come from the global state
-        again = STUDY.trial(STUDY.worlds[0], STUDY.method, 1, STUDY.scale("smoke"))
-    finally:
-        torch.set_num_threads(threads)
+def test_a_trial_repeats_to_the_last_bit(smoke, as_a_worker):
+    again = STUDY.trial(STUDY.worlds[0], STUDY.method, 1, STUDY.scale("smoke"))
     assert smoke.values("judged", "soft", "ndcg")[1] == again["ndcg"]
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from scorecraft.studies.result import TrialRecord, comparison_json
 from scorecraft.studies.statistics import CONFIDENCE, PairedComparison, holm, mean_interval, paired_comparison
@@ -22,6 +22,7 @@ from scorecraft.studies.study import Contender, Metric, Scale, Settings, Trial, 
 TRAINING, VALIDATION, TEST = 0.5, 0.2, 0.3
 """Shares of a split."""
 _SCHEMA = 1
+_Trained = TypeVar("_Trained")
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,16 @@ def conclude(
         scale=comparison.scale,
         provenance=provenance,
     )
+
+
+def tuned(learning_rates: str, attempt: Callable[[float], tuple[float, _Trained]]) -> tuple[float, _Trained]:
+    """What was trained with the best rate of a grid, and what it reached on the validation part.
+
+    Args:
+        learning_rates: as in a budget, with commas between them.
+        attempt: trains with a rate, and says what that reached (higher is better); the first of equals is taken.
+    """
+    return max((attempt(float(rate)) for rate in learning_rates.split(",")), key=lambda found: found[0])
 
 
 def contender_name(text: str) -> str:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scorecraft.catalog.objectives import make_ranking_objective
-from scorecraft.comparisons.comparison import Comparison
+from scorecraft.comparisons.comparison import Comparison, tuned
 from scorecraft.comparisons.text_ranking import (
     MODEL,
     RANKING_METRICS,
@@ -26,6 +26,7 @@ from scorecraft.comparisons.text_ranking import (
     encoder_path,
     hard_candidates_in,
     ranking_metrics,
+    rounds,
     split_queries,
     text_comparison,
     text_world,
@@ -147,15 +148,14 @@ def reranking_trial(world: World, contender: Contender, seed: int, scale: Scale)
     collection = collection_in(world)
     lists = candidates_of(collection, hard_candidates_in(world, told["candidates"]))
     parts = split_queries(len(collection.queries), seed)
-    best: tuple[float, CrossEncoder] | None = None
-    for rate in map(float, told["learning_rates"].split(",")):
+
+    def attempt(rate: float) -> tuple[float, CrossEncoder]:
         model = cross_encoder(world.settings["model"], world.settings["max_tokens"], seed)
         _train(model, contender.settings["objective"], collection, lists, parts.training, rate, told, seed)
-        reached = _measured(model, collection, lists, parts.validation)["ndcg_at_10"]
-        if best is None or reached > best[0]:
-            best = reached, model
-    assert best is not None
-    return {**_measured(best[1], collection, lists, parts.test), "validation": best[0]}
+        return _measured(model, collection, lists, parts.validation)["ndcg_at_10"], model
+
+    reached, model = tuned(told["learning_rates"], attempt)
+    return {**_measured(model, collection, lists, parts.test), "validation": reached}
 
 
 def cross_encoder(name: str, max_tokens: int, seed: int) -> CrossEncoder:
@@ -190,8 +190,7 @@ def _train(
 
     random = generator(seed, "rows")
     pairs = ((lists.relevance > 0) & lists.where)[training].nonzero()
-    count = told["steps"] * told["batch"]
-    order = torch.cat([torch.randperm(len(pairs), generator=random) for _ in range(-(-count // len(pairs)))])[:count]
+    order = rounds(len(pairs), told["steps"] * told["batch"], random)
     rows: dict[str, list[str]] = {"query": [], "positive": []}
     rows |= {f"negative_{place}": [] for place in range(1, told["negatives"] + 1)}
     for place, column in pairs[order].tolist():

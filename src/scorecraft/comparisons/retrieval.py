@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from scorecraft.catalog.objectives import make_ranking_objective, read_spelling
-from scorecraft.comparisons.comparison import Comparison
+from scorecraft.comparisons.comparison import Comparison, tuned
 from scorecraft.comparisons.text_ranking import (
     MODEL,
     RANKING_METRICS,
@@ -27,6 +28,7 @@ from scorecraft.comparisons.text_ranking import (
     embed_texts,
     hard_candidates_in,
     ranking_metrics,
+    rounds,
     split_queries,
     text_comparison,
     text_world,
@@ -47,11 +49,11 @@ _SCALE = 20.0
 _DEPTH = 50
 
 
-class Encoders(NamedTuple):
-    """One encoder for queries and one for documents, which may be the same."""
+class Retriever(NamedTuple):
+    """An encoder of queries, and the kept documents as unit vectors."""
 
     queries: SentenceTransformer
-    documents: SentenceTransformer
+    documents: Float[Tensor, "n d"]
 
 
 def retrieval_comparison(
@@ -113,19 +115,18 @@ def retrieval_trial(world: World, contender: Contender, seed: int, scale: Scale)
     )  # fmt: skip
     pretrained = bi_encoder(world.settings["model"], world.settings["max_tokens"])
     judged = torch.cat([parts.validation, parts.test])
-    chosen = collection.relevance[judged]
-    best: tuple[float, Tensor] | None = None
-    for rate in map(float, told["learning_rates"].split(",")):
-        encoders = fine_tuned(
+    queries = [collection.queries[row] for row in judged.tolist()]
+    relevance, first_test = collection.relevance[judged], len(parts.validation)
+
+    def attempt(rate: float) -> tuple[float, Tensor]:
+        trained = fine_tuned(
             pretrained, contender.settings["objective"], rows, collection, parts.training, rate, told, seed
         )
-        scores = scores_of(encoders, collection, judged)
-        tuned = len(parts.validation)
-        reached = ranking_metrics(scores[:tuned], chosen[:tuned])["ndcg_at_10"]
-        if best is None or reached > best[0]:
-            best = reached, scores[tuned:]
-    assert best is not None
-    return {**ranking_metrics(best[1], chosen[len(parts.validation) :]), "validation": best[0]}
+        scores = embed_texts(trained.queries, queries, queries=True) @ trained.documents.T
+        return ranking_metrics(scores[:first_test], relevance[:first_test])["ndcg_at_10"], scores[first_test:]
+
+    reached, scores = tuned(told["learning_rates"], attempt)
+    return {**ranking_metrics(scores, relevance[first_test:]), "validation": reached}
 
 
 class Rows(NamedTuple):
@@ -147,7 +148,7 @@ def training_rows(
     """Queries, each with one of its positives and some of its hard negatives, in an order that goes round all pairs."""
     random = generator(seed, "rows")
     pairs = (collection.relevance[queries] > 0).nonzero()
-    order = torch.cat([torch.randperm(len(pairs), generator=random) for _ in range(-(-count // len(pairs)))])[:count]
+    order = rounds(len(pairs), count, random)
     drawn = queries[pairs[order, 0]]
     places = torch.rand(count, hard.shape[1], generator=random).argsort(dim=1)[:, :negatives]
     return Rows(drawn, pairs[order, 1], hard[drawn].gather(1, places))
@@ -162,16 +163,16 @@ def fine_tuned(
     rate: float,
     told: Mapping[str, Any],
     seed: int,
-) -> Encoders:
+) -> Retriever:
     """The pretrained encoder after `steps` batches."""
     model = copy.deepcopy(pretrained)
     name, _ = read_spelling(objective)
     if name.replace("-", "_").lower() != RECIPE:
         _train_both(model, objective, rows, collection, rate, told, seed)
-        return Encoders(model, model)
+        return Retriever(model, embed_texts(model, collection.documents, queries=False))
     first = told["steps"] // 2 * told["batch"]
     _train_both(model, objective, Rows(*(part[:first] for part in rows)), collection, rate, told, seed)
-    return Encoders(_train_queries(model, collection, training, rate, told, seed), model)
+    return _train_queries(model, collection, training, rate, told, seed)
 
 
 def _train_both(
@@ -212,7 +213,7 @@ def _train_queries(
     rate: float,
     told: Mapping[str, Any],
     seed: int,
-) -> SentenceTransformer:
+) -> Retriever:
     """ADORE for the other half of the steps; the documents and `model` stay."""
     from scorecraft.integrations.sentence_transformers.hard_negatives import adore_trainer
 
@@ -237,10 +238,5 @@ def _train_queries(
         seed=seed,
     )
     trainer.train(queries, epochs=max(1, steps // -(-len(queries) // batch)))
-    return trainer.query_encoder.model  # type: ignore[return-value]
-
-
-def scores_of(encoders: Encoders, collection: Collection, queries: Int[Tensor, " s"]) -> Float[Tensor, "s d"]:
-    """Cosines of some queries with all kept documents."""
-    vectors = embed_texts(encoders.queries, [collection.queries[row] for row in queries.tolist()], queries=True)
-    return vectors @ embed_texts(encoders.documents, collection.documents, queries=False).T
+    documents = F.normalize(torch.as_tensor(trainer.documents), dim=1)  # as `trainer` embedded them
+    return Retriever(trainer.query_encoder.model, documents)  # type: ignore[arg-type]

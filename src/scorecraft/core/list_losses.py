@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from scorecraft.core.batch import Reduction
 from scorecraft.core.checks import positive
 from scorecraft.core.lists import ListObjective
+from scorecraft.core.reductions import masked_logsumexp
 
 
 class InfoNCELoss(ListObjective):
@@ -35,7 +36,7 @@ class InfoNCELoss(ListObjective):
     ) -> Float[Tensor, "..."]:
         relevant = (relevance > 0) & where
         logits = scores / self.temperature
-        negatives = masked_log_mass(logits, where & ~relevant)
+        negatives = masked_logsumexp(logits, where & ~relevant)
         losses = torch.logaddexp(negatives.unsqueeze(-1), logits) - logits
         return mean_where(losses, relevant)
 
@@ -94,15 +95,6 @@ def ordered_pairs(relevance: Float[Tensor, "... c"], where: Bool[Tensor, "... c"
     """Entry `(i, j)`: candidate `i` is there, `j` is there, and `i` is the more relevant one."""
     both = where.unsqueeze(-1) & where.unsqueeze(-2)
     return both & (relevance.unsqueeze(-1) > relevance.unsqueeze(-2))
-
-
-def masked_log_mass(values: Float[Tensor, "... c"], where: Bool[Tensor, "... c"]) -> Float[Tensor, "..."]:
-    """`log sum_{where} exp(values)` of each list; `-inf`, with a zero gradient, where there is none."""
-    kept = torch.where(where, values, -torch.inf)
-    peak = kept.detach().amax(dim=-1).clamp(min=torch.finfo(values.dtype).min)
-    total = (kept - peak.unsqueeze(-1)).exp().sum(dim=-1)
-    logarithm = peak + total.clamp(min=torch.finfo(values.dtype).tiny).log()
-    return torch.where(total > 0, logarithm, -torch.inf)
 
 
 def masked_log_softmax(values: Float[Tensor, "... c"], where: Bool[Tensor, "... c"]) -> Float[Tensor, "... c"]:

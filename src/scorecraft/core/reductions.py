@@ -24,7 +24,9 @@ _LOG2_E = math.log2(math.e)
 Mask: TypeAlias = Bool[Tensor, "r c"] | bool
 
 
-def mask_out(values: Float[Tensor, "r c"], where: Mask, fill: float) -> Float[Tensor, "r c"]:
+def mask_out(
+    values: Float[Tensor, "... c"], where: Bool[Tensor, "... c"] | bool, fill: float
+) -> Float[Tensor, "... c"]:
     """`values` inside the mask, `fill` outside."""
     if where is True:
         return values
@@ -73,21 +75,23 @@ def masked_min(values: Float[Tensor, "r c"], where: Mask = True) -> Float[Tensor
     return mask_out(values, where, math.inf).amin(dim=1)
 
 
-def masked_logsumexp(values: Float[Tensor, "r c"], where: Mask = True, scale: float = 1.0) -> Float[Tensor, " r"]:
-    """`log sum_{c in mask} exp(scale * values_rc)` for every row; `-inf`, with a zero gradient, where it is empty.
+def masked_logsumexp(
+    values: Float[Tensor, "... c"], where: Bool[Tensor, "... c"] | bool = True, scale: float = 1.0
+) -> Float[Tensor, "..."]:
+    """`log sum_{c in mask} exp(scale * values_c)` over the last axis; `-inf`, with a zero gradient, where it is empty.
 
     Entries of `-inf` count as absent, so a caller may also drop entries by value.
 
     Args:
-        values: `[r, c]`, below `+inf`.
+        values: `[..., c]`, below `+inf`.
         where: the mask.
         scale: an inverse temperature, > 0.
     """
     if where is False:
-        return values.new_full((values.shape[0],), -math.inf)
+        return values.new_full(values.shape[:-1], -math.inf)
     kept = mask_out(values, where, -math.inf)
-    peak = kept.detach().amax(dim=1).clamp(min=torch.finfo(values.dtype).min)
-    total = torch.add((peak * (-scale * _LOG2_E))[:, None], kept, alpha=scale * _LOG2_E).exp2_().sum(dim=1)
+    peak = kept.detach().amax(dim=-1).clamp(min=torch.finfo(values.dtype).min)
+    total = torch.add((peak * (-scale * _LOG2_E)).unsqueeze(-1), kept, alpha=scale * _LOG2_E).exp2_().sum(dim=-1)
     # An empty row has total 0: the clamp blocks its gradient, which would be 0 / 0.
     logarithm = peak * scale + total.clamp(min=torch.finfo(values.dtype).tiny).log()
     return torch.where(total > 0, logarithm, -math.inf)

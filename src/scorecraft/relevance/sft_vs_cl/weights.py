@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from scorecraft.core.checks import check_values, choice, describe, probability, refuse
-from scorecraft.core.list_losses import masked_log_mass
+from scorecraft.core.reductions import masked_logsumexp
 
 Weight: TypeAlias = Literal["sft", "cl", "one", "masked"]
 Direction: TypeAlias = Literal["sft", "cl"]
@@ -82,11 +82,11 @@ def contrastive_weights(
     `W+_p = e^N / (e^{s_p} + e^N) / P` and `W-_n = mean_p e^{s_n} / (e^{s_p} + e^N)`, with `N` the log-sum-exp of the
     irrelevant scores; 0 where one of the two groups is empty.
     """
-    mass = masked_log_mass(scores, irrelevant).unsqueeze(-1)
+    mass = masked_logsumexp(scores, irrelevant).unsqueeze(-1)
     count = relevant.sum(dim=-1, keepdim=True).clamp(min=1)
     total = torch.logaddexp(scores, mass)  # of the softmax in which a candidate is the relevant one
     pull = torch.where(relevant, (mass - total).exp() / count, 0.0)
-    inverse = masked_log_mass(-total, relevant).unsqueeze(-1)
+    inverse = masked_logsumexp(-total, relevant).unsqueeze(-1)
     push = torch.where(irrelevant, (scores + inverse).exp() / count, 0.0)
     return pull + push
 
