@@ -115,7 +115,7 @@ def check_labels(name: str, value: Tensor, rows: int) -> None:
 
 
 def check_values(name: str, expected: str, holds: Callable[[], Tensor], value: Tensor) -> None:
-    """Check a statement about values: `holds()` returns a 0-d bool tensor.
+    """Check a statement about values: `holds()` returns a 0-d bool tensor, or one bool per entry of `value`.
 
     Eager CPU reads it, other devices assert it asynchronously, compiled code skips it.
     """
@@ -123,19 +123,21 @@ def check_values(name: str, expected: str, holds: Callable[[], Tensor], value: T
         return
     outcome = holds()
     if value.device.type == "cpu":
-        if not bool(outcome):
-            refuse(name, expected, _offender(value))
+        if not bool(outcome.all()):
+            refuse(name, expected, _offender(value, outcome))
     else:
-        torch.ops.aten._assert_async.msg(outcome, f"argument `{name}`: expected {expected}")
+        torch.ops.aten._assert_async.msg(outcome.all(), f"argument `{name}`: expected {expected}")
 
 
-def _offender(value: Tensor) -> str:
-    """Where the first non-finite entry stands, else the plain description."""
-    if value.is_floating_point():
-        bad = (~torch.isfinite(value)).nonzero()
-        if len(bad):
-            place = tuple(int(i) for i in bad[0])
-            return f"{float(value.detach()[place])} at {list(place)} ({len(bad)} such values in a {describe(value)})"
+def _offender(value: Tensor, outcome: Tensor) -> str:
+    """Where the first entry stands that is not as it should be (the first non-finite one, where none was named)."""
+    if outcome.shape == value.shape and value.ndim:
+        bad = (~outcome).nonzero()
+    else:
+        bad = (~torch.isfinite(value)).nonzero() if value.is_floating_point() else value.new_empty(0)
+    if len(bad):
+        place = tuple(int(i) for i in bad[0])
+        return f"{value.detach()[place].item()} at {list(place)} ({len(bad)} such values in a {describe(value)})"
     return describe(value)
 
 

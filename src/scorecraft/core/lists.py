@@ -7,39 +7,36 @@ owns its candidates, so nothing is tiled and nothing is gathered: the mean of lo
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Num, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
-from scorecraft.core.batch import Reduction, reduce_losses
-from scorecraft.core.checks import check_values, choice, describe, finite, refuse
+from scorecraft.core.batch import Reduction
+from scorecraft.core.checks import check_values, describe, refuse
 from scorecraft.core.objective import RowObjective, sum_of
 from scorecraft.core.pairs import Tile
-from scorecraft.core.ranks import world_size
 from scorecraft.core.reductions import mask_out
 from scorecraft.core.scores import ScoreMap
+from scorecraft.core.separable import Items, OfRanks, SeparableObjective, Summed, in_working_precision, same_reduction
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True, slots=True)
-class Lists:
+class Lists(Items):
     """What a list objective is evaluated on; entries outside `where` are zero and take part in nothing."""
 
     scores: Float[Tensor, "... c"]
     """`[..., c]`, or `[channels, ..., c]`."""
     relevance: Float[Tensor, "... c"]
     where: Bool[Tensor, "... c"]
-    weights: Float[Tensor, "..."] | None = None
-    ranks: int = 1
-    group: ProcessGroup | None = None
 
 
-class ListObjective(nn.Module):
+class ListObjective(SeparableObjective[Lists]):
     """A loss per list of scored candidates: `loss_q(s_q1 ... s_qc)`, given how relevant each candidate is.
 
     Args:
@@ -53,16 +50,6 @@ class ListObjective(nn.Module):
     """Whether the value does not depend on the order of a list."""
     value_is_the_loss: ClassVar[bool] = True
     """Whether the gradient is that of the value; an objective whose weights are held constant only states a pull."""
-
-    def __init__(self, *, reduction: Reduction = "mean", validate: bool = True) -> None:
-        super().__init__()
-        self.reduction: Reduction = choice("reduction", reduction, ("mean", "sum", "none"))  # type: ignore[assignment]
-        self.validate = validate
-
-    @classmethod
-    def example(cls, **options: Any) -> ListObjective:
-        """An instance whose options are the defaults or those given."""
-        return cls(**options)
 
     def forward(
         self,
@@ -114,20 +101,15 @@ class ListObjective(nn.Module):
         if self.channels > 1:
             present = self._present_in_all(scores, present, where)
         where = present if where is None else where & present
-        scores = scores if scores.dtype == torch.float64 else scores.float()
+        scores = in_working_precision(scores)
         relevance = relevance.to(scores.dtype)
         if self.validate:
             self._check_values(scores, relevance, where)
         scores, relevance = torch.where(where, scores, 0.0), torch.where(where, relevance, 0.0)
         if segments is not None:
             scores, relevance, where = _padded(scores, relevance, where, segments)
-        if weights is not None:
-            if weights.shape != where.shape[:-1] or not weights.is_floating_point():
-                refuse("weights", f"floating-point weights of shape {tuple(where.shape[:-1])}", describe(weights))
-            if self.validate:
-                holds = (weights.isfinite() & (weights >= 0)).all
-                check_values("weights", "finite weights >= 0", holds, weights)
-        return Lists(scores, relevance, where, weights)
+        self.check_weights(weights, where.shape[:-1])
+        return Lists(scores, relevance, where, weights=weights)
 
     def _present_in_all(self, scores: Tensor, present: Tensor, where: Tensor | None) -> Tensor:
         """Candidates that have a score in every channel; one that has some and lacks others is refused."""
@@ -154,58 +136,28 @@ class ListObjective(nn.Module):
         """The lists that the mean runs over: those with a relevant candidate."""
         return ((relevance > 0) & where).any(dim=-1)
 
-    def evaluate(self, lists: Lists) -> Tensor:
+    def evaluate(self, items: Lists) -> Tensor:
         """The reduced loss of checked lists."""
-        losses = self.list_loss(lists.scores, lists.relevance, lists.where)
-        weights = self.counts(lists.relevance, lists.where)
-        weights = weights.to(losses.dtype) if lists.weights is None else weights * lists.weights
-        return reduce_losses(losses, self.reduction, weights, ranks=lists.ranks, group=lists.group)
-
-    def __add__(self, other: ListObjective) -> ListObjectiveSum:
-        if not isinstance(other, ListObjective):
-            return NotImplemented
-        return ListObjectiveSum([*_terms(self), *_terms(other)])
-
-    def __mul__(self, factor: float) -> ListObjectiveSum:
-        if isinstance(factor, (nn.Module, Tensor)):
-            return NotImplemented
-        return ListObjectiveSum([(weight * finite("factor", factor), objective) for weight, objective in _terms(self)])
-
-    __rmul__ = __mul__
-
-    def extra_repr(self) -> str:
-        return f"reduction={self.reduction!r}"
+        losses = self.list_loss(items.scores, items.relevance, items.where)
+        return self.reduce(losses, items, self.counts(items.relevance, items.where))
 
 
-class ListObjectiveSum(ListObjective):
+class ListObjectiveSum(Summed, ListObjective):
     """`sum_k weight_k * objective_k`, each with its own reduction; made by `+` and `*`."""
 
     def __init__(self, terms: list[tuple[float, ListObjective]]) -> None:
-        kinds = {(objective.reduction == "none", objective.channels) for _, objective in terms}
-        if len(kinds) > 1:
-            refuse("terms", "the same channels in every term, and reduction='none' in all or in none", repr(terms))
-        super().__init__(reduction=terms[0][1].reduction)
+        if len({objective.channels for _, objective in terms}) > 1:
+            refuse("terms", "the same channels in every term", repr([objective for _, objective in terms]))
+        super().__init__(reduction=same_reduction(terms))
+        self.hold(terms)
         self.channels = terms[0][1].channels  # type: ignore[misc]
         self.order_invariant = all(objective.order_invariant for _, objective in terms)  # type: ignore[misc]
-        self.factors = [weight for weight, _ in terms]
-        self.objectives = nn.ModuleList(objective for _, objective in terms)
-
-    @property
-    def parts(self) -> list[tuple[float, ListObjective]]:
-        """Factors and objectives."""
-        return list(zip(self.factors, self.objectives, strict=True))  # type: ignore[arg-type]
 
     def list_loss(self, scores: Tensor, relevance: Tensor, where: Tensor) -> Tensor:
         return sum_of(factor * objective.list_loss(scores, relevance, where) for factor, objective in self.parts)
 
-    def evaluate(self, lists: Lists) -> Tensor:
-        return sum_of(factor * objective.evaluate(lists) for factor, objective in self.parts)
 
-    def extra_repr(self) -> str:
-        return "factors=" + ", ".join(f"{factor:g}" for factor in self.factors)
-
-
-class ListsAcrossRanks(ListObjective):
+class ListsAcrossRanks(OfRanks, ListObjective):
     """See `across_ranks`."""
 
     def __init__(self, objective: ListObjective, group: ProcessGroup | None = None) -> None:
@@ -218,11 +170,8 @@ class ListsAcrossRanks(ListObjective):
     def list_loss(self, scores: Tensor, relevance: Tensor, where: Tensor) -> Tensor:
         return self.objective.list_loss(scores, relevance, where)
 
-    def evaluate(self, lists: Lists) -> Tensor:
-        return self.objective.evaluate(replace(lists, ranks=world_size(self.group), group=self.group))
 
-    def extra_repr(self) -> str:
-        return ""
+ListObjective.sums, ListObjective.of_ranks = ListObjectiveSum, ListsAcrossRanks
 
 
 class InBatch(RowObjective):
@@ -310,7 +259,3 @@ def _padded(scores: Tensor, relevance: Tensor, where: Tensor, segments: Tensor) 
 def _all_axes(count: int, filled: Tensor) -> tuple[Tensor, ...]:
     """Index of everything on the leading axis, where there is one."""
     return (torch.arange(len(filled), device=filled.device)[:, None],) if count else ()
-
-
-def _terms(objective: ListObjective) -> list[tuple[float, ListObjective]]:
-    return objective.parts if isinstance(objective, ListObjectiveSum) else [(1.0, objective)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -11,12 +11,15 @@ from torch import Tensor
 from scorecraft.core.batch import Batch
 from scorecraft.core.checks import positive_integer
 from scorecraft.core.engine import DEFAULT_BLOCK, Blocks
-from scorecraft.core.lists import ListObjective, ListsAcrossRanks
 from scorecraft.core.objective import Execution, Objective
 from scorecraft.core.ranks import gather_rows, offset_of_rank, world_size
+from scorecraft.core.separable import SeparableObjective
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+SeparableT = TypeVar("SeparableT", bound=SeparableObjective)
 
 
 class Wrapper(Objective):
@@ -100,12 +103,10 @@ def across_ranks(objective: Objective, group: ProcessGroup | None = None) -> Acr
 
 
 @overload
-def across_ranks(objective: ListObjective, group: ProcessGroup | None = None) -> ListsAcrossRanks: ...
+def across_ranks(objective: SeparableT, group: ProcessGroup | None = None) -> SeparableT: ...
 
 
-def across_ranks(
-    objective: Objective | ListObjective, group: ProcessGroup | None = None
-) -> AcrossRanks | ListsAcrossRanks:
+def across_ranks(objective: Any, group: ProcessGroup | None = None) -> Any:
     """The loss of the global batch of all ranks of `torch.distributed`; batches may be uneven.
 
     The contract: the mean over ranks of the returned values is the global loss, and DDP's average of gradients is its
@@ -114,10 +115,12 @@ def across_ranks(
     exchanged, which the mean needs where ranks hold uneven numbers of them.
 
     Args:
-        objective: any objective, also a `tiled` one, or a list objective.
+        objective: any objective, also a `tiled` one, or a separable one.
         group: the process group; the default group when left out.
     """
-    return ListsAcrossRanks(objective, group) if isinstance(objective, ListObjective) else AcrossRanks(objective, group)
+    if isinstance(objective, SeparableObjective):
+        return objective.of_ranks(objective, group)
+    return AcrossRanks(objective, group)
 
 
 def score_gradients(objective: Objective, embeddings: Tensor, labels: Tensor | None = None, **call: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""transformers: a causal language model as a judge of relevance.
+"""A causal language model as a judge of relevance.
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from scorecraft.integrations.transformers import CausalLMJudge
