@@ -99,13 +99,14 @@ class AdoreLoss(ListObjective):
         flat, gains = scores.reshape(-1, candidates), self._gains(relevant, where, scores).reshape(-1, candidates)
         positives, negatives = (mask.reshape(-1, candidates) for mask in (relevant, where & ~relevant))
         owner, place = _places(positives)
-        pairs = negatives[owner] & positives[owner, place][:, None]
-        gaps = flat[owner] - flat[owner, place][:, None]
-        swaps = (gains[owner] - gains[owner, place][:, None]).abs()
-        sums = torch.where(pairs, swaps * F.softplus(gaps, threshold=40), 0.0).sum(dim=1)
-        totals = flat.new_zeros(len(flat)).index_add(0, owner, sums)
-        counts = positives.sum(dim=1) * negatives.sum(dim=1)
-        return (totals / counts.clamp(min=1)).view(scores.shape[:-1])
+        chosen = owner * candidates + place
+        swaps = gains.index_select(0, owner).sub_(gains.flatten().index_select(0, chosen)[:, None]).abs_()
+        counts = positives.sum(dim=1).mul_(negatives.sum(dim=1)).clamp_(min=1).to(flat.dtype)
+        share = positives.flatten().index_select(0, chosen) / counts.index_select(0, owner)
+        pulls = swaps.mul_(negatives.index_select(0, owner)).mul_(share[:, None])
+        gaps = flat.index_select(0, owner) - flat.flatten().index_select(0, chosen)[:, None]
+        sums = torch.einsum("pc,pc->p", pulls, F.softplus(gaps, threshold=40))
+        return flat.new_zeros(len(flat)).index_add(0, owner, sums).view(scores.shape[:-1])
 
     def _gains(self, relevant: Tensor, where: Tensor, scores: Tensor) -> Float[Tensor, "... c"]:
         """What the metric gives for the place of each candidate."""
