@@ -6,14 +6,26 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from types import ModuleType
+from typing import TypeVar
 
+import scorecraft.core.likelihoods
 import scorecraft.core.list_losses
+import scorecraft.core.preference_losses
+import scorecraft.preference
 import scorecraft.relevance
 import scorecraft.similarity
-from scorecraft.core import BatchObjective, ListObjective, Objective, RowObjective
+from scorecraft.core import (
+    BatchObjective,
+    LikelihoodObjective,
+    ListObjective,
+    Objective,
+    PreferenceObjective,
+    RowObjective,
+)
 
-FAMILIES = (scorecraft.similarity, scorecraft.relevance)
+FAMILIES = (scorecraft.similarity, scorecraft.relevance, scorecraft.preference)
 CLASSES, DIMENSION = 7, 6
+T = TypeVar("T")
 
 
 def members_of_families(*kinds: type) -> list[type]:
@@ -35,11 +47,25 @@ def objective_types() -> list[type[Objective]]:
 
 def list_objective_types() -> list[type[ListObjective]]:
     """All list objectives of the families and the classical ones of the core."""
-    found = members_of_families(ListObjective)
+    return _with_classical(ListObjective, scorecraft.core.list_losses)
+
+
+def preference_types() -> list[type[PreferenceObjective]]:
+    """All preference objectives of the families and the classical ones of the core."""
+    return _with_classical(PreferenceObjective, scorecraft.core.preference_losses)
+
+
+def likelihood_types() -> list[type[LikelihoodObjective]]:
+    """All likelihood objectives of the families and the classical one of the core."""
+    return _with_classical(LikelihoodObjective, scorecraft.core.likelihoods)
+
+
+def _with_classical(contract: type[T], classical: ModuleType) -> list[type[T]]:
+    found = members_of_families(contract)
     found += [
         member
-        for member in vars(scorecraft.core.list_losses).values()
-        if isinstance(member, type) and issubclass(member, ListObjective) and member is not ListObjective
+        for member in vars(classical).values()
+        if isinstance(member, type) and issubclass(member, contract) and member.__name__.endswith("Loss")
     ]
     return sorted(found, key=lambda kind: kind.__name__)
 

@@ -9,7 +9,7 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 WORDS = [f"w{number}" for number in range(48)]
 
@@ -35,6 +35,27 @@ def save_tiny_bert(folder: Path) -> Path:
     )
     BertModel(config).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_tiny_llama(folder: Path, *, vocabulary: int = len(WORDS) + 3) -> Path:
+    """A causal language model of one layer with its tokenizer."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=len(WORDS) + 2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer = word_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "[EOS]"})
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -48,8 +48,6 @@ class ListObjective(SeparableObjective[Lists]):
     """Scores per candidate; several stand on a leading axis, `[channels, ..., c]`."""
     order_invariant: ClassVar[bool] = True
     """Whether the value does not depend on the order of a list."""
-    value_is_the_loss: ClassVar[bool] = True
-    """Whether the gradient is that of the value; an objective whose weights are held constant only states a pull."""
 
     def forward(
         self,

@@ -42,6 +42,8 @@ class SeparableObjective(nn.Module, Generic[ItemsT]):
         validate: read the values of the input; shapes and dtypes are always checked.
     """
 
+    value_is_the_loss: ClassVar[bool] = True
+    """Whether the gradient is that of the value; an objective whose weights are held constant only states a pull."""
     sums: ClassVar[Any]
     """The type of a sum of objectives of this contract."""
     of_ranks: ClassVar[Any]
