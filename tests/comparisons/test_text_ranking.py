@@ -86,7 +86,7 @@ def test_rows_go_round_all_pairs(wings: str) -> None:
     assert (rows.negatives[:, 0] != rows.negatives[:, 1]).all()
 
 
-@pytest.mark.parametrize("objective", ["infonce", "mw", "star:alpha=0.5", "star_adore"])
+@pytest.mark.parametrize("objective", ["infonce", "mw", "star:alpha=0.5", "star_adore", "StarAdore"])
 def test_a_retriever_is_trained_and_measured(wings: str, encoder: str, objective: str) -> None:
     comparison = retrieval.retrieval_comparison(
         wings, ["infonce", objective + " "], model=encoder, steps=4, batch=4, learning_rates=(1e-3,), documents=40

@@ -6,10 +6,11 @@ import ast
 import inspect
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache, reduce
 from pkgutil import resolve_name
+from typing import TypeAlias, TypeVar
 
 from scorecraft.catalog.entries import entries, family_modules
 from scorecraft.core import (
@@ -17,13 +18,20 @@ from scorecraft.core import (
     Cosine,
     ListObjective,
     Objective,
+    PreferenceObjective,
     RowObjective,
     ScoreMap,
     in_batch,
     list_losses,
+    preference_losses,
 )
 
 _PICTURED_SCALE = 20.0
+LOGIC = "logic:"
+"""What stands before a preference formula."""
+
+AnyObjective: TypeAlias = ListObjective | Objective | PreferenceObjective
+KindT = TypeVar("KindT", bound=AnyObjective)
 
 
 class UnknownObjective(ValueError):
@@ -98,7 +106,7 @@ def make_ranking_objective(text: str, *, score: ScoreMap | None = None) -> ListO
         ValueError: the objective refuses a value; the line names the option.
     """
     name, given = read_spelling(text)
-    kind = _find_ranking_objective(name)
+    kind = _find_among(name, ranking_objective_types())
     _check_options(name, kind, given)
     if issubclass(kind, ListObjective):
         return kind.example(**given)
@@ -138,8 +146,49 @@ def make_pictured(text: str, *, classes: int, dimension: int) -> Objective:
     return in_batch(objective, score=_PICTURED_SCALE * Cosine())
 
 
-def _find_ranking_objective(name: str) -> type[ListObjective] | type[Objective]:
-    known = ranking_objective_types()
+@cache
+def preference_objective_types() -> dict[str, type[PreferenceObjective]]:
+    """What a language model can be trained with on pairs of answers: the objectives that read log-probabilities alone.
+
+    Named as in `objective_types`: `DPOLoss` is `dpo`.
+    """
+    found = {
+        _words(member): member
+        for module in (preference_losses, *family_modules())
+        for member in vars(module).values()
+        if isinstance(member, type) and issubclass(member, PreferenceObjective) and member is not PreferenceObjective
+        if member.reads == "log_probabilities" and not member.needs_strength
+    }
+    return dict(sorted(found.items()))
+
+
+def make_preference_objective(text: str) -> PreferenceObjective:
+    """An objective on pairs of answers: `[FACTOR*]NAME[:option=value,...] + ...`, or `logic: FORMULA`.
+
+    Underscores and hyphens do not matter, and a paper's slug is its first objective.
+
+    Raises:
+        UnknownObjective: no objective has this name, or it has no such option.
+        ValueError: the objective refuses a value, or the formula cannot be read; the line says where.
+    """
+    if text.strip().lower().startswith(LOGIC):
+        from scorecraft.preference.dpa_logic import LogicLoss
+
+        return LogicLoss(text.strip()[len(LOGIC) :].strip())
+
+    def made(factor: float, term: str) -> PreferenceObjective:
+        name, given = read_spelling(term)
+        kind = _find_among(name, preference_objective_types())
+        _check_options(name, kind, given)
+        objective = kind.example(**given)
+        return objective if factor == 1 else factor * objective  # type: ignore[return-value]
+
+    terms = map(_factor_of, re.split(r"\s+\+\s+", text.strip()))
+    return reduce(operator.add, (made(factor, term) for factor, term in terms))
+
+
+def _find_among(name: str, known: Mapping[str, type[KindT]]) -> type[KindT]:
+    """By name, class name or a paper's slug, whatever the underscores and hyphens."""
     plain = {other.replace("_", ""): kind for other, kind in known.items()}
     plain |= {kind.__name__.lower(): kind for kind in known.values()}
     for entry in entries():
@@ -207,7 +256,7 @@ def read_spelling(text: str) -> tuple[str, dict[str, object]]:
     return name.strip(), given
 
 
-def _check_options(name: str, kind: type[Objective] | type[ListObjective], given: Iterable[str]) -> None:
+def _check_options(name: str, kind: type[AnyObjective], given: Iterable[str]) -> None:
     known = _option_names(kind)
     for option in given:
         if option not in known:
@@ -216,7 +265,7 @@ def _check_options(name: str, kind: type[Objective] | type[ListObjective], given
             raise UnknownObjective(f"objective `{name}` has no option `{option}`: {hint}")
 
 
-def _option_names(kind: type[Objective] | type[ListObjective]) -> list[str]:
+def _option_names(kind: type[AnyObjective]) -> list[str]:
     """What `example` passes on: the keyword-only hyper-parameters that can be typed."""
     parameters = inspect.signature(kind).parameters.values()
     not_typed = ("score", "reduction", "validate")
@@ -235,6 +284,8 @@ def _of_papers() -> dict[str, type[Objective]]:
     return found
 
 
-def _words(kind: type[Objective] | type[ListObjective]) -> str:
+def _words(kind: type[AnyObjective]) -> str:
+    """The name of a class in lower-case words; pieces of one or two letters are no words (`SLiC` is `slic`)."""
     name = kind.__name__.removesuffix("Loss")
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    return re.sub(r"_(?=[a-z]{1,2}(_|$))", "", words)

@@ -155,15 +155,6 @@ PLANNED: tuple[Paper, ...] = (
         venue="ICLR 2026",
     ),
     Paper(
-        slug="ranking_accuracy",
-        title="Preference Learning Algorithms Do Not Learn Preference Rankings",
-        arxiv="2405.19534",
-        date="2024-05-29",
-        room="preference",
-        kind="metric + analysis + one loss (gamma-scaled DPO)",
-        venue="NeurIPS 2024",
-    ),
-    Paper(
         slug="aft",
         title="Making Large Language Models Better Reasoners with Alignment",
         arxiv="2309.02144",

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import scorecraft
+from scorecraft.cli.diagnosis import diagnose
 
 app = typer.Typer(
     name="scorecraft",
@@ -20,6 +21,7 @@ app = typer.Typer(
 
 compare = typer.Typer(rich_markup_mode="rich", no_args_is_help=True)
 app.add_typer(compare, name="compare")
+app.add_typer(diagnose, name="diagnose")
 
 
 class Room(StrEnum):
@@ -394,6 +396,74 @@ def reranking(
         documents=documents,
         split=split,
         drop_incomplete=drop_incomplete,
+    )
+
+
+@compare.command(
+    epilog=_examples(
+        "scorecraft compare preference --data pairs.jsonl --objective dpo --objective 'logic: L -> W given W | L'",
+        "scorecraft compare preference --data hh-rlhf/ --objective dpo:beta=0.5 --objective ipo --seeds 16",
+        "scorecraft compare preference --data trl-lib/ultrafeedback_binarized --model my-model/ --objective dpo "
+        "--objective simpo",
+    )
+)
+def preference(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A .jsonl or .parquet file of (prompt, chosen, rejected) or of two whole dialogues, a folder with one "
+            "per split, or a hub data set.",
+        ),
+    ],
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--objective",
+            metavar="NAME[:option=value,...]",
+            help="An objective to compare, two or more; a sum (dpo + 0.5*simpo); or a formula (logic: L -> W).",
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="A folder or hub name of a causal language model; tiny is built on the spot.")
+    ] = "tiny",
+    split: Annotated[str | None, typer.Option(help="Split of the data; train, or the only one.")] = None,
+    pairs: Annotated[int, typer.Option(min=10, help="Pairs that take part, drawn once.")] = 400,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens of a dialogue; what is before them is cut.")] = 128,
+    seeds: Seeds = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Batches per training.")] = 40,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs per batch.")] = 16,
+    log_probabilities: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for one CSV per trial of the log-probabilities of its test pairs, for diagnose preference.",
+            file_okay=False,
+        ),
+    ] = None,
+    jobs: Jobs = None,
+    folder: Folder = None,
+    fresh: Fresh = False,
+    record: Record = False,
+    json: Json = False,
+) -> None:
+    """Which objective aligns a language model best with your pairs of answers?
+
+    Every seed splits the pairs; each objective trains the same model in TRL's own trainer once per learning rate, is
+    tuned on the validation pairs and measured once on the test pairs. Interrupted, it goes on when the command is
+    repeated.
+    """
+    from scorecraft.cli import comparing
+
+    comparing.compare_preference(
+        data,
+        objective or [],
+        comparing.Running(seeds, jobs, folder, fresh, record, json),
+        model=model,
+        steps=steps,
+        batch=batch,
+        pairs=pairs,
+        max_tokens=max_tokens,
+        split=split,
+        log_probabilities=log_probabilities,
     )
 
 

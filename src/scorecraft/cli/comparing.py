@@ -58,6 +58,13 @@ def compare_reranking(data: str, objectives: list[str], running: Running, **opti
     _compare(reranking_comparison, data, objectives or list(DEFAULT_OBJECTIVES), running, options)
 
 
+def compare_preference(data: str, objectives: list[str], running: Running, **options: Any) -> None:
+    """Compare objectives that align a language model."""
+    from scorecraft.comparisons.preference import DEFAULT_OBJECTIVES, preference_comparison
+
+    _compare(preference_comparison, data, objectives or list(DEFAULT_OBJECTIVES), running, options)
+
+
 def _compare(
     make: Callable[..., Comparison], data: str, objectives: list[str], running: Running, options: Mapping[str, Any]
 ) -> None:

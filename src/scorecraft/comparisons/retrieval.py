@@ -8,6 +8,7 @@ nDCG@10 on the validation queries is taken, and the test queries are looked at o
 from __future__ import annotations
 
 import copy
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -167,7 +168,7 @@ def fine_tuned(
     """The pretrained encoder after `steps` batches."""
     model = copy.deepcopy(pretrained)
     name, _ = read_spelling(objective)
-    if name.replace("-", "_").lower() != RECIPE:
+    if re.sub(r"[-_]", "", name.lower()) != RECIPE.replace("_", ""):
         _train_both(model, objective, rows, collection, rate, told, seed)
         return Retriever(model, embed_texts(model, collection.documents, queries=False))
     first = told["steps"] // 2 * told["batch"]

@@ -77,7 +77,7 @@ def load_retrieval(source: str, *, split: str | None = None, drop_incomplete: bo
     if path.is_dir():
         parts = _folder(path, split)
     elif path.is_file():
-        parts = _pairs(source, _rows(path))
+        parts = _pairs(source, rows_of_file(path))
     elif source.startswith((".", "/", "~")) or path.suffix in (".jsonl", ".parquet"):
         _bad(source, "there is no such file or folder")
     else:
@@ -89,8 +89,8 @@ _Parts: TypeAlias = "tuple[dict[str, str], dict[str, str], list[tuple[str, str, 
 
 
 def _folder(path: Path, split: str | None) -> _Parts:
-    documents = _texts(path, "document", _rows(_part(path, ("corpus", "documents", "collection"))))
-    queries = _texts(path, "query", _rows(_part(path, ("queries", "topics"))))
+    documents = _texts(path, "document", rows_of_file(_part(path, ("corpus", "documents", "collection"))))
+    queries = _texts(path, "query", rows_of_file(_part(path, ("queries", "topics"))))
     return documents, queries, list(_judgements(_qrels_file(path, split))), {}
 
 
@@ -115,7 +115,7 @@ def _qrels_file(path: Path, split: str | None) -> Path:
     return wanted[0]
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def rows_of_file(path: Path) -> Iterator[Row]:
     """The rows of a file as mappings; a `.tsv` without a header has the columns `id` and `text`."""
     kind = path.suffix.lower()
     if kind == ".parquet":
@@ -168,7 +168,7 @@ def _texts(source: object, what: str, rows: Iterable[Row]) -> dict[str, str]:
 
 def _judgements(path: Path) -> Iterator[tuple[str, str, float]]:
     if path.suffix == ".parquet":
-        yield from _judgements_of_rows(path, _rows(path))
+        yield from _judgements_of_rows(path, rows_of_file(path))
         return
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):

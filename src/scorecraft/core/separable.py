@@ -79,12 +79,12 @@ class SeparableObjective(nn.Module, Generic[ItemsT]):
         if self.validate:
             check_values("weights", "finite weights >= 0", (weights.isfinite() & (weights >= 0)).all, weights)
 
-    def __add__(self, other: SeparableObjective) -> SeparableObjective:
+    def __add__(self, other: Self) -> Self:
         if not isinstance(other, SeparableObjective) or other.sums is not self.sums:
             return NotImplemented
         return self.sums([*terms_of(self), *terms_of(other)])
 
-    def __mul__(self, factor: float) -> SeparableObjective:
+    def __mul__(self, factor: float) -> Self:
         if isinstance(factor, (nn.Module, Tensor)):
             return NotImplemented
         return self.sums([(weight * finite("factor", factor), objective) for weight, objective in terms_of(self)])

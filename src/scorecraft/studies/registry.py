@@ -13,6 +13,7 @@ _SLUGS = (
     "metrix",
     "multi_similarity",
     "mw",
+    "ranking_accuracy",
     "sft_vs_cl",
     "star_adore",
     "susana",

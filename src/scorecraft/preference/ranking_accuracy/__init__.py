@@ -1,0 +1,110 @@
+"""Ranking accuracy: does a preference-tuned model itself rank answers as they are preferred (Chen et al. 2024)?"""
+
+from scorecraft.core.paper import Paper
+from scorecraft.preference.ranking_accuracy.accuracy import (
+    competition_ranks,
+    ranking_accuracy,
+    rated_ranking_accuracy,
+    reward_accuracy,
+    whole_ranking_accuracy,
+)
+from scorecraft.preference.ranking_accuracy.diagnosis import Accuracies, PairDiagnosis, diagnose_pairs
+from scorecraft.preference.ranking_accuracy.flips import (
+    CATEGORIES,
+    FlipTable,
+    flip_categories,
+    flip_table,
+    rule_agreement,
+)
+from scorecraft.preference.ranking_accuracy.idealized import (
+    BETAS,
+    IdealizedAccuracy,
+    alignment_gap,
+    idealized_log_ratio,
+    idealized_ranking_accuracy,
+    preference_logit,
+)
+from scorecraft.preference.ranking_accuracy.log_ratios import below_rounding, log_ratio
+from scorecraft.preference.ranking_accuracy.loss import ScaledReferenceDPOLoss
+from scorecraft.preference.ranking_accuracy.thresholds import (
+    DifficultySummary,
+    IPOThreshold,
+    difficulty_summary,
+    flip_threshold,
+    ipo_threshold,
+    log_flip_threshold,
+    log_ratio_of_loss,
+    margin_threshold,
+    pair_difficulty,
+    right_by_small_loss,
+    smoothed_optimum,
+)
+
+__all__ = [
+    "BETAS",
+    "CATEGORIES",
+    "PAPER",
+    "Accuracies",
+    "DifficultySummary",
+    "FlipTable",
+    "IPOThreshold",
+    "IdealizedAccuracy",
+    "PairDiagnosis",
+    "ScaledReferenceDPOLoss",
+    "alignment_gap",
+    "below_rounding",
+    "competition_ranks",
+    "diagnose_pairs",
+    "difficulty_summary",
+    "flip_categories",
+    "flip_table",
+    "flip_threshold",
+    "idealized_log_ratio",
+    "idealized_ranking_accuracy",
+    "ipo_threshold",
+    "log_flip_threshold",
+    "log_ratio",
+    "log_ratio_of_loss",
+    "margin_threshold",
+    "pair_difficulty",
+    "preference_logit",
+    "ranking_accuracy",
+    "rated_ranking_accuracy",
+    "reward_accuracy",
+    "right_by_small_loss",
+    "rule_agreement",
+    "smoothed_optimum",
+    "whole_ranking_accuracy",
+]
+
+PAPER = Paper(
+    slug="ranking_accuracy",
+    title="Preference Learning Algorithms Do Not Learn Preference Rankings",
+    arxiv="2405.19534",
+    date="2024-05-29",
+    room="preference",
+    kind="metric + analysis + one loss (gamma-scaled DPO)",
+    venue="NeurIPS 2024",
+    api=(
+        "scorecraft.preference.ranking_accuracy.log_ratio",
+        "scorecraft.preference.ranking_accuracy.ranking_accuracy",
+        "scorecraft.preference.ranking_accuracy.reward_accuracy",
+        "scorecraft.preference.ranking_accuracy.rated_ranking_accuracy",
+        "scorecraft.preference.ranking_accuracy.whole_ranking_accuracy",
+        "scorecraft.preference.ranking_accuracy.idealized_ranking_accuracy",
+        "scorecraft.preference.ranking_accuracy.idealized_log_ratio",
+        "scorecraft.preference.ranking_accuracy.alignment_gap",
+        "scorecraft.preference.ranking_accuracy.pair_difficulty",
+        "scorecraft.preference.ranking_accuracy.flip_threshold",
+        "scorecraft.preference.ranking_accuracy.margin_threshold",
+        "scorecraft.preference.ranking_accuracy.smoothed_optimum",
+        "scorecraft.preference.ranking_accuracy.ipo_threshold",
+        "scorecraft.preference.ranking_accuracy.difficulty_summary",
+        "scorecraft.preference.ranking_accuracy.flip_table",
+        "scorecraft.preference.ranking_accuracy.rule_agreement",
+        "scorecraft.preference.ranking_accuracy.below_rounding",
+        "scorecraft.preference.ranking_accuracy.diagnose_pairs",
+        "scorecraft.preference.ranking_accuracy.ScaledReferenceDPOLoss",
+    ),
+    hosts=("TRL", "torchmetrics"),
+)
