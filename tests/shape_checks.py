@@ -10,4 +10,7 @@ from jaxtyping import install_import_hook
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
-install_import_hook(["scorecraft.core", "scorecraft.similarity", "scorecraft.relevance"], "tests.shape_checks.check")
+install_import_hook(
+    ["scorecraft.core", "scorecraft.similarity", "scorecraft.relevance", "scorecraft.preference"],
+    "tests.shape_checks.check",
+)

@@ -163,7 +163,7 @@ def preference_objective_types() -> dict[str, type[PreferenceObjective]]:
 
 
 def make_preference_objective(text: str) -> PreferenceObjective:
-    """An objective on pairs of answers: `[FACTOR*]NAME[:option=value,...] + ...`, or `logic: FORMULA`.
+    """An objective on pairs of answers: `[FACTOR*]NAME[:option=value,...] + ...`, or `logic: FORMULA[; option=value,...]`.
 
     Underscores and hyphens do not matter, and a paper's slug is its first objective.
 
@@ -174,7 +174,10 @@ def make_preference_objective(text: str) -> PreferenceObjective:
     if text.strip().lower().startswith(LOGIC):
         from scorecraft.preference.dpa_logic import LogicLoss
 
-        return LogicLoss(text.strip()[len(LOGIC) :].strip())
+        formula, _, options = text.strip()[len(LOGIC) :].partition(";")
+        _, given = read_spelling(f"logic:{options}")
+        _check_options("logic", LogicLoss, given)
+        return LogicLoss.read(formula.strip(), **given)
 
     def made(factor: float, term: str) -> PreferenceObjective:
         name, given = read_spelling(term)

@@ -10,6 +10,7 @@ import typer
 
 import scorecraft
 from scorecraft.cli.diagnosis import diagnose
+from scorecraft.cli.logic import EPILOG, logic_command
 
 app = typer.Typer(
     name="scorecraft",
@@ -22,6 +23,7 @@ app = typer.Typer(
 compare = typer.Typer(rich_markup_mode="rich", no_args_is_help=True)
 app.add_typer(compare, name="compare")
 app.add_typer(diagnose, name="diagnose")
+app.command("logic", epilog=EPILOG)(logic_command)
 
 
 class Room(StrEnum):
@@ -465,6 +467,30 @@ def preference(
         split=split,
         log_probabilities=log_probabilities,
     )
+
+
+@app.command(
+    epilog=_examples(
+        "scorecraft extrapolate regression-model/ scaled-model/ --out expo-model",
+        "scorecraft extrapolate base-model/ lora-adapter/ --factor 1.3 --out expo-adapter --json",
+    )
+)
+def extrapolate(
+    weak: Annotated[Path, typer.Argument(metavar="WEAK", help="The model folder that training began from.")],
+    strong: Annotated[Path, typer.Argument(metavar="STRONG", help="The model folder, or LoRA adapter, it led to.")],
+    out: Annotated[Path, typer.Option(help="Where the new model is written.", file_okay=False)],
+    factor: Annotated[
+        float, typer.Option(help="0 is the weak model, 1 the strong one; choose it on validation data.")
+    ] = 1.52,
+    json: Json = False,
+) -> None:
+    """Write the model beyond a trained one: weak + factor (strong - weak), shard by shard (ExPO).
+
+    Interrupted, it goes on behind the last finished shard when the command is repeated.
+    """
+    from scorecraft.cli import extrapolation
+
+    extrapolation.extrapolate(weak, strong, factor, out, json)
 
 
 @app.command(

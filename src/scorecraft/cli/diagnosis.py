@@ -41,7 +41,9 @@ class Precision(StrEnum):
     float16 = "float16"
 
 
-@diagnose.callback()
+@diagnose.callback(
+    epilog="\n\n".join(["[bold]Examples[/]", "  scorecraft diagnose preference --data log-probabilities.csv"])
+)
 def diagnose_command() -> None:
     """Find out what is wrong with a model from the numbers it left behind."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -55,7 +55,7 @@ class SeparableObjective(nn.Module, Generic[ItemsT]):
         self.validate = validate
 
     @classmethod
-    def example(cls, **options: Any) -> Self:
+    def example(cls, **options: Any) -> Any:
         """An instance whose options are the defaults or those given."""
         return cls(**options)
 
@@ -79,12 +79,12 @@ class SeparableObjective(nn.Module, Generic[ItemsT]):
         if self.validate:
             check_values("weights", "finite weights >= 0", (weights.isfinite() & (weights >= 0)).all, weights)
 
-    def __add__(self, other: Self) -> Self:
+    def __add__(self, other: Any) -> Any:
         if not isinstance(other, SeparableObjective) or other.sums is not self.sums:
             return NotImplemented
         return self.sums([*terms_of(self), *terms_of(other)])
 
-    def __mul__(self, factor: float) -> Self:
+    def __mul__(self, factor: float) -> Any:
         if isinstance(factor, (nn.Module, Tensor)):
             return NotImplemented
         return self.sums([(weight * finite("factor", factor), objective) for weight, objective in terms_of(self)])

@@ -8,8 +8,11 @@ import importlib
 from scorecraft.studies.study import Study, StudyError
 
 _SLUGS = (
+    "aft",
     "amcl",
+    "dpa_logic",
     "groco",
+    "helpsteer2_preference",
     "metrix",
     "multi_similarity",
     "mw",
