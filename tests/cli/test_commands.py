@@ -22,7 +22,21 @@ from scorecraft.core.paper import ROOMS
 from scorecraft.studies import registry
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
-COMMANDS = ("list", "show", "search", "explain", "cite", "reproduce", "compare", "diagnose", "extrapolate", "logic", "new-paper", "bench", "doctor")
+COMMANDS = (
+    "list",
+    "show",
+    "search",
+    "explain",
+    "cite",
+    "reproduce",
+    "compare",
+    "diagnose",
+    "extrapolate",
+    "logic",
+    "new-paper",
+    "bench",
+    "doctor",
+)
 
 
 def refused(run: subprocess.CompletedProcess[str], code: int) -> str:

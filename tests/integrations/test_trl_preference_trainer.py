@@ -88,7 +88,9 @@ def test_equal_to_the_host(folder: Path, tmp_path: Path, objective: PreferenceOb
     torch.testing.assert_close(weights(ours), weights(theirs), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("objective", [SimPOLoss(), SLiCLoss(average_log_probabilities=True), DPOLoss() + 0.5 * SimPOLoss()], ids=str)
+@pytest.mark.parametrize(
+    "objective", [SimPOLoss(), SLiCLoss(average_log_probabilities=True), DPOLoss() + 0.5 * SimPOLoss()], ids=str
+)
 def test_trains_towards_the_chosen(folder: Path, tmp_path: Path, objective: PreferenceObjective) -> None:
     trained = trainer(folder, tmp_path, objective, options={"max_steps": 15})
     assert (trained.ref_model is None) == (not objective.needs_reference)
