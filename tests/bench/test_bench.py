@@ -271,7 +271,8 @@ def test_bounds(bounds: tuple[Bound, ...], floor: float | None, peer: float | No
 def test_names_are_the_modules_of_the_package() -> None:
     found = bench.names()
     assert found == sorted(found)
-    assert {"multi_similarity", "tcm", "unpg"} <= set(found) <= set(registry.slugs())
+    # A preference step is what several papers share.
+    assert {"multi_similarity", "tcm", "unpg"} <= set(found) <= {*registry.slugs(), "preference_step"}
     assert not {"harness", "child", "inputs"} & set(found)
 
 

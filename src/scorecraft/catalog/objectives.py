@@ -165,8 +165,8 @@ def preference_objective_types() -> dict[str, type[PreferenceObjective]]:
 def make_preference_objective(text: str) -> PreferenceObjective:
     """An objective on pairs of answers: `[FACTOR*]NAME[:option=value,...] + ...`.
 
-    Or `logic: FORMULA[; option=value,...]`, a preference formula or the name of a known loss. Underscores and hyphens do
-    not matter, and a paper's slug is its first objective.
+    Or `logic: FORMULA[; option=value,...]`, a preference formula or the name of a known loss. Underscores and hyphens
+    do not matter, and a paper's slug is its first objective.
 
     Raises:
         UnknownObjective: no objective has this name, or it has no such option.
