@@ -45,6 +45,14 @@ if TYPE_CHECKING:
         split_by_final_answer,
     )
     from scorecraft.preference.answer_log_probabilities import answer_log_probabilities
+    from scorecraft.preference.dco import (
+        ApproximateCoverageLoss,
+        CoverageFilter,
+        DirectCoverageLoss,
+        coverage_weight,
+        optimal_coverage_distribution,
+        pass_at_k,
+    )
     from scorecraft.preference.dpa_logic import LogicLoss, PreferenceStructure
     from scorecraft.preference.helpsteer2_preference import (
         MarginBradleyTerryLoss,
@@ -101,6 +109,7 @@ __all__ = [
     "AdoreLoss",
     "AdoreTrainer",
     "AlignmentFineTuning",
+    "ApproximateCoverageLoss",
     "ArcFaceHead",
     "BinomialDevianceLoss",
     "BradleyTerryLoss",
@@ -108,8 +117,10 @@ __all__ = [
     "ContrastiveRerankingLoss",
     "CosFaceHead",
     "Cosine",
+    "CoverageFilter",
     "DPOLoss",
     "DetachedDPOLoss",
+    "DirectCoverageLoss",
     "Dot",
     "EpisodeLoss",
     "EpisodicBatchSampler",
@@ -165,6 +176,7 @@ __all__ = [
     "answer_log_probabilities",
     "assessment_accuracy",
     "citation",
+    "coverage_weight",
     "diagnose_pairs",
     "extrapolate",
     "extrapolate_checkpoint",
@@ -177,6 +189,8 @@ __all__ = [
     "log_ratio",
     "mann_whitney_loss",
     "opis",
+    "optimal_coverage_distribution",
+    "pass_at_k",
     "pooled_auc",
     "preference_gradients",
     "recall_at_k",
@@ -228,6 +242,14 @@ _HOMES = {
         "split_by_final_answer",
     ),
     "scorecraft.preference.answer_log_probabilities": ("answer_log_probabilities",),
+    "scorecraft.preference.dco": (
+        "ApproximateCoverageLoss",
+        "CoverageFilter",
+        "DirectCoverageLoss",
+        "coverage_weight",
+        "optimal_coverage_distribution",
+        "pass_at_k",
+    ),
     "scorecraft.preference.dpa_logic": ("LogicLoss", "PreferenceStructure"),
     "scorecraft.preference.helpsteer2_preference": (
         "MarginBradleyTerryLoss",

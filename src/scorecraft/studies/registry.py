@@ -10,6 +10,7 @@ from scorecraft.studies.study import Study, StudyError
 _SLUGS = (
     "aft",
     "amcl",
+    "dco",
     "dpa_logic",
     "groco",
     "helpsteer2_preference",
