@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -42,7 +41,7 @@ class DirectCoverageLoss(LikelihoodObjective):
         self.token_mean = token_mean
 
     @classmethod
-    def example(cls, *, n: float = 16, **options: object) -> Self:
+    def example(cls, *, n: float = 16, **options: object) -> DirectCoverageLoss:
         """An objective for sixteen samples."""
         return cls(n=n, **options)  # type: ignore[arg-type]
 
