@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from scorecraft.catalog.objectives import (
     UnknownObjective,
+    answer_objective_types,
     find_objective,
+    make_explained,
     make_objective,
     make_pictured,
     pictured_types,
 )
-from scorecraft.catalog.weight_curves import CLASSES, DIMENSION, weight_curve
-from scorecraft.core import NegativeDistance, ObjectiveSum
+from scorecraft.catalog.weight_curves import CLASSES, DIMENSION, margin_curve, weight_curve
+from scorecraft.core import DPOLoss, NegativeDistance, Objective, ObjectiveSum, PreferenceObjective
 from scorecraft.similarity.multi_similarity import ContrastiveLoss, MultiSimilarityLoss, NPairLoss
 from scorecraft.similarity.tcm import ThresholdConsistentMarginLoss
 from scorecraft.similarity.unpg import UNPGLoss
@@ -113,3 +116,31 @@ def test_other_scores_run_over_the_batch() -> None:
     assert curve.scores[0] < -1
     assert curve.scores[-1] == pytest.approx(0)
     assert torch.tensor(curve.positive).isfinite().all()
+
+
+@pytest.mark.parametrize("name", answer_objective_types())
+def test_every_objective_on_answers_has_a_curve(name: str) -> None:
+    objective = make_explained(name, classes=CLASSES, dimension=DIMENSION)
+    assert isinstance(objective, PreferenceObjective)
+    curve = margin_curve(objective, points=21)
+    assert len(curve.margins) == len(curve.chosen) == len(curve.rejected) == 21
+    assert all(math.isfinite(value) for value in (*curve.chosen, *curve.rejected))
+    assert any(value < 0 for value in curve.chosen)
+
+
+def test_the_curve_over_the_margin_is_the_closed_form() -> None:
+    curve = margin_curve(DPOLoss(beta=0.2), points=9)
+    for margin, chosen, rejected in zip(curve.margins, curve.chosen, curve.rejected, strict=True):
+        assert rejected == pytest.approx(0.2 / (1 + math.exp(0.2 * margin)))
+        assert chosen == pytest.approx(-rejected)
+
+
+def test_what_is_explained_is_named_or_refused() -> None:
+    read = partial(make_explained, classes=CLASSES, dimension=DIMENSION)
+    for text in ("0.5*dpo + slic:delta=2", "logic: L -> W given W | L", "bradley-terry"):
+        assert isinstance(read(text), PreferenceObjective)
+    assert isinstance(read("n-pair"), Objective)
+    for text, told in (("dpo:betta=1", "did you mean `beta`"), ("simpoo", "did you mean `simpo`"),
+                       ("multisim", "did you mean `multi_similarity`"), ("adore", "reads lists in order")):  # fmt: skip
+        with pytest.raises(UnknownObjective, match=told):
+            read(text)

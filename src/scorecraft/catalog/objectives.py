@@ -147,8 +147,8 @@ def make_pictured(text: str, *, classes: int, dimension: int) -> Objective:
 
 
 @cache
-def preference_objective_types() -> dict[str, type[PreferenceObjective]]:
-    """What a language model can be trained with on pairs of answers: the objectives that read log-probabilities alone.
+def answer_objective_types() -> dict[str, type[PreferenceObjective]]:
+    """Every objective on pairs of answers, on rewards or log-probabilities.
 
     Named as in `objective_types`: `DPOLoss` is `dpo`.
     """
@@ -157,16 +157,34 @@ def preference_objective_types() -> dict[str, type[PreferenceObjective]]:
         for module in (preference_losses, *family_modules())
         for member in vars(module).values()
         if isinstance(member, type) and issubclass(member, PreferenceObjective) and member is not PreferenceObjective
-        if member.reads == "log_probabilities" and not member.needs_strength
     }
     return dict(sorted(found.items()))
 
 
-def make_preference_objective(text: str) -> PreferenceObjective:
+@cache
+def preference_objective_types() -> dict[str, type[PreferenceObjective]]:
+    """What a language model can be trained with on pairs of answers: the objectives that read log-probabilities alone.
+
+    Named as in `objective_types`.
+    """
+    return {
+        name: kind
+        for name, kind in answer_objective_types().items()
+        if kind.reads == "log_probabilities" and not kind.needs_strength
+    }
+
+
+def make_preference_objective(
+    text: str, known: Mapping[str, type[PreferenceObjective]] | None = None
+) -> PreferenceObjective:
     """An objective on pairs of answers: `[FACTOR*]NAME[:option=value,...] + ...`.
 
     Or `logic: FORMULA[; option=value,...]`, a preference formula or the name of a known loss. Underscores and hyphens
     do not matter, and a paper's slug is its first objective.
+
+    Args:
+        text: what was typed.
+        known: what may be named; `preference_objective_types()` when left out.
 
     Raises:
         UnknownObjective: no objective has this name, or it has no such option.
@@ -180,15 +198,45 @@ def make_preference_objective(text: str) -> PreferenceObjective:
         _check_options("logic", LogicLoss, given)
         return LogicLoss.read(formula.strip(), **given)
 
+    known = preference_objective_types() if known is None else known
+
     def made(factor: float, term: str) -> PreferenceObjective:
         name, given = read_spelling(term)
-        kind = _find_among(name, preference_objective_types())
+        kind = _find_among(name, known)
         _check_options(name, kind, given)
         objective = kind.example(**given)
         return objective if factor == 1 else factor * objective  # type: ignore[return-value]
 
     terms = map(_factor_of, re.split(r"\s+\+\s+", text.strip()))
     return reduce(operator.add, (made(factor, term) for factor, term in terms))
+
+
+def make_explained(text: str, *, classes: int, dimension: int) -> Objective | PreferenceObjective:
+    """An objective that can be pictured: over the pairs of a labelled batch, or over pairs of answers.
+
+    Raises:
+        UnknownObjective, ValueError: as `make_pictured` and `make_preference_objective`.
+    """
+    known = answer_objective_types()
+    try:
+        return make_preference_objective(text, known)
+    except UnknownObjective as error:
+        name = read_spelling(_factor_of(re.split(r"\s+\+\s+", text.strip())[0])[1])[0]
+        if text.strip().lower().startswith(LOGIC) or _is_among(name, known):
+            raise
+        try:
+            return make_pictured(text, classes=classes, dimension=dimension)
+        except UnknownObjective as other:
+            # Of two unknown names the message with the nearer one helps.
+            raise (error if get_close_matches(name, known, n=1) else other) from None
+
+
+def _is_among(name: str, known: Mapping[str, type[KindT]]) -> bool:
+    try:
+        _find_among(name, known)
+    except UnknownObjective:
+        return False
+    return True
 
 
 def _find_among(name: str, known: Mapping[str, type[KindT]]) -> type[KindT]:

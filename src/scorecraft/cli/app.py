@@ -169,6 +169,7 @@ def search(
     epilog=_examples(
         "scorecraft explain multi-similarity",
         "scorecraft explain triplet:margin=0.2 --plot triplet.svg",
+        "scorecraft explain simpo:gamma=0.5",
         "scorecraft explain tcm --json",
     )
 )
