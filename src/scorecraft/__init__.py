@@ -64,11 +64,26 @@ if TYPE_CHECKING:
         extrapolate_checkpoint,
         leave_one_out_advantages,
     )
+    from scorecraft.preference.r3 import (
+        LengthIncentive,
+        R3Reward,
+        R3Scorer,
+        RelevanceReward,
+        RepetitionPenalty,
+        regularized_relevance,
+        relevance_test,
+    )
     from scorecraft.preference.ranking_accuracy import (
         ScaledReferenceDPOLoss,
         diagnose_pairs,
         log_ratio,
         reward_accuracy,
+    )
+    from scorecraft.preference.reward_transform import (
+        LogSigmoidReward,
+        log_sigmoid_centred,
+        log_sigmoid_sum,
+        reference_reward,
     )
     from scorecraft.relevance.mw import MannWhitneyLoss, mann_whitney_loss, pooled_auc
     from scorecraft.relevance.sft_vs_cl import ContrastiveRerankingLoss, SupervisedRerankingLoss, UnifiedRerankingLoss
@@ -131,8 +146,10 @@ __all__ = [
     "IPOLoss",
     "InfoNCELoss",
     "JointRerankingLoss",
+    "LengthIncentive",
     "LiftedStructureLoss",
     "ListNetLoss",
+    "LogSigmoidReward",
     "LogicLoss",
     "MagFaceHead",
     "MannWhitneyLoss",
@@ -157,8 +174,12 @@ __all__ = [
     "PreferenceStructure",
     "ProtoTripletLoss",
     "ProxyAnchored",
+    "R3Reward",
+    "R3Scorer",
     "RRHFLoss",
     "RankedAFTLoss",
+    "RelevanceReward",
+    "RepetitionPenalty",
     "SLiCLoss",
     "ScaledBradleyTerryLoss",
     "ScaledDPOLoss",
@@ -187,6 +208,8 @@ __all__ = [
     "leave_one_out_advantages",
     "list_score_gradients",
     "log_ratio",
+    "log_sigmoid_centred",
+    "log_sigmoid_sum",
     "mann_whitney_loss",
     "opis",
     "optimal_coverage_distribution",
@@ -194,6 +217,9 @@ __all__ = [
     "pooled_auc",
     "preference_gradients",
     "recall_at_k",
+    "reference_reward",
+    "regularized_relevance",
+    "relevance_test",
     "remembering",
     "reward_accuracy",
     "score_gradients",
@@ -266,6 +292,21 @@ _HOMES = {
         "diagnose_pairs",
         "log_ratio",
         "reward_accuracy",
+    ),
+    "scorecraft.preference.r3": (
+        "LengthIncentive",
+        "R3Reward",
+        "R3Scorer",
+        "RelevanceReward",
+        "RepetitionPenalty",
+        "regularized_relevance",
+        "relevance_test",
+    ),
+    "scorecraft.preference.reward_transform": (
+        "LogSigmoidReward",
+        "log_sigmoid_centred",
+        "log_sigmoid_sum",
+        "reference_reward",
     ),
     "scorecraft.relevance.mw": (
         "MannWhitneyLoss",

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scorecraft.core.checks import choice, positive_integer, refuse
+from scorecraft.integrations.evaluation_mode import evaluating
 from scorecraft.integrations.optional import require
 from scorecraft.relevance.embedding_store import EmbeddingStore, Progress, check_corpus, fingerprint_of_module
 from scorecraft.relevance.star_adore import (
@@ -393,9 +394,8 @@ def _document_vectors(
 
 def _encoded(model: SentenceTransformer, side: str, texts: Sequence[str], batch_size: int) -> Float[Tensor, "n d"]:
     """Embeddings on the CPU; the model is left in the mode it was in, for `encode` puts it in evaluation."""
-    training = model.training
     encode = model.encode_document if side == "document" else model.encode_query
-    try:
+    with evaluating(model):
         found = encode(
             list(texts),
             batch_size=batch_size,
@@ -403,8 +403,6 @@ def _encoded(model: SentenceTransformer, side: str, texts: Sequence[str], batch_
             convert_to_tensor=True,
             normalize_embeddings=_similarity_of(model) == "cosine",
         )
-    finally:
-        model.train(training)
     assert isinstance(found, Tensor)
     # What inference made cannot enter a graph; a copy can.
     return found.float().cpu().clone()

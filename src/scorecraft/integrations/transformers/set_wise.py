@@ -31,6 +31,7 @@ from scorecraft.core import ListObjective
 from scorecraft.core.checks import choice, describe, non_negative, positive_integer, refuse
 from scorecraft.core.list_losses import ordered_pairs
 from scorecraft.core.separable import OfRanks, terms_of
+from scorecraft.integrations.evaluation_mode import evaluating
 from scorecraft.integrations.optional import require
 from scorecraft.preference.aft import (
     Constrained,
@@ -479,7 +480,7 @@ def check_head(model: Any) -> None:
     Raises:
         ValueError: one line.
     """
-    kind, training = type(model).__name__, model.training
+    kind = type(model).__name__
     changed = f"{kind}, which changes them"
     expected = "logits that are its head times its last hidden state"
     head = model.get_output_embeddings()
@@ -491,12 +492,10 @@ def check_head(model: Any) -> None:
     if device.type == "meta":
         return
     tokens = torch.arange(1, 5, device=device)[None] % len(head.weight)
-    model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model):
         logits = model(input_ids=tokens, use_cache=False).logits.float()
         hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
         ours = torch.nn.functional.linear(hidden.to(head.weight), head.weight, getattr(head, "bias", None)).float()
-    model.train(training)
     apart = (ours.to(logits.device) - logits).abs().amax()
     if not bool(apart <= 0.01 * logits.abs().amax()):  # they may be bfloat16
         refuse("model", expected, changed)

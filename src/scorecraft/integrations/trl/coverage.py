@@ -28,6 +28,7 @@ from torch.utils.data import Dataset as Rows
 
 from scorecraft.core.checks import choice, describe, natural, probability, refuse
 from scorecraft.core.files import write_atomically
+from scorecraft.integrations.evaluation_mode import evaluating
 from scorecraft.integrations.optional import require
 from scorecraft.preference.dco import (
     ApproximateCoverageLoss,
@@ -258,16 +259,14 @@ class CoverageSFTTrainer(SFTTrainer):
         """`F` of rows of the training set under the model as it is, in eval mode."""
         model: Any = self.model_wrapped
         rows, size = self._rows, self.args.train_batch_size
-        training = model.training
-        model.eval()
         found = []
-        for start in range(0, len(indices), size):
-            chosen = [rows[index] for index in indices[start : start + size]]
-            inputs = self._prepare_inputs(dict(self._collate(chosen)))
-            with self.compute_loss_context_manager():
-                outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-            found.append(coverage_weight(self.dco_n, _answers(inputs, outputs.log_probs).sums))
-        model.train(training)
+        with evaluating(model):
+            for start in range(0, len(indices), size):
+                chosen = [rows[index] for index in indices[start : start + size]]
+                inputs = self._prepare_inputs(dict(self._collate(chosen)))
+                with self.compute_loss_context_manager():
+                    outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+                found.append(coverage_weight(self.dco_n, _answers(inputs, outputs.log_probs).sums))
         return torch.cat(found)
 
     def _sampled_weights(self, indices: list[int]) -> Tensor:

@@ -17,8 +17,7 @@ reference are compared under one kernel. DPO with a scaled reference trains in
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from scorecraft.core import IPOLoss
 from scorecraft.core.checks import describe, non_negative, positive, positive_integer, refuse
+from scorecraft.integrations.evaluation_mode import evaluating
 from scorecraft.integrations.optional import require
 from scorecraft.preference.ranking_accuracy import (
     below_rounding,
@@ -172,7 +172,7 @@ class RankingAccuracyCallback(TrainerCallback):
         if self._training:
             self._measured[prefix] = figures
         wanted = control.should_log
-        with _evaluating(self.trainer.model):  # in training mode the host would log, and forget, its own averages
+        with evaluating(self.trainer.model):  # in training mode the host would log, and forget, its own averages
             self.trainer.log(dict(figures))
         control.should_log = wanted  # which the host takes as done by any log
         return figures
@@ -251,7 +251,7 @@ class RankingAccuracyCallback(TrainerCallback):
         rows, counted = self._share(prefix)
         sums, tokens = [], []
         size = trainer.args.per_device_eval_batch_size
-        with _evaluating(trainer.model):
+        with evaluating(trainer.model):
             for start in range(0, len(rows), size):
                 batch = trainer.data_collator([dataset[row] for row in rows[start : start + size]])
                 batch = send_to_device(batch, trainer.accelerator.device)
@@ -356,17 +356,6 @@ class _Scored(NamedTuple):
     sums: Float[Tensor, "2 n"]
     tokens: Float[Tensor, "2 n"]
     counted: Float[Tensor, " n"]
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """A model in evaluation mode for a while."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _up(total: int, unit: int) -> int:
