@@ -1,0 +1,1 @@
+"""Scores grad log p(x): denoisers, noise levels and solvers of diffusion models, guidance, exact scores."""
