@@ -99,7 +99,8 @@ def test_per_query_equals_each_query_alone(ties: bool) -> None:
     assert found[0, 0].isnan()
     assert found[1, 2].isnan()
     torch.testing.assert_close(per_query_auc(scores, relevance, where), torch.stack(each).nanmean())
-    shifted = scores + 100 * torch.randn(3, 4, 1, dtype=torch.float64)
+    shift = torch.randn(3, 4, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    shifted = scores + 100 * shift
     torch.testing.assert_close(per_query_auc(shifted, relevance, where), per_query_auc(scores, relevance, where),
                                rtol=0, atol=1e-3 if ties else 1e-12)  # fmt: skip
     assert (pooled_auc(shifted, relevance, where) - pooled_auc(scores, relevance, where)).abs() > 0.01
