@@ -6,9 +6,6 @@ import copy
 import inspect
 import json
 import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -573,19 +570,6 @@ def test_contract_with_the_host() -> None:
         "self._signature_columns",
     ):
         assert name in source
-
-
-def test_without_the_host_there_is_one_clear_line() -> None:
-    code = """
-        import sys
-        sys.modules["transformers"] = None
-        try:
-            import scorecraft.integrations.transformers.set_wise
-        except ImportError as error:
-            print(error)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    assert done.stdout == 'transformers is not installed: pip install "scorecraft[text]"\n'
 
 
 RANKED = {"detached": AFTLoss(), "sum": InfoNCELoss() + 0.3 * AFTLoss(constraint="boundary")}

@@ -5,9 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -416,16 +413,3 @@ def test_contract_with_the_host() -> None:
         [{"input_ids": [1, 2]}, {"input_ids": [3]}]
     )
     assert collated["seq_idx"].tolist() == [[0, 0, 1]]
-
-
-def test_without_the_host_there_is_one_clear_line() -> None:
-    code = """
-        import sys
-        sys.modules["trl"] = None
-        try:
-            import scorecraft.integrations.trl.coverage
-        except ImportError as error:
-            print(error)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    assert done.stdout == 'trl is not installed: pip install "scorecraft[rlhf]"\n'

@@ -6,9 +6,6 @@ import inspect
 import json
 import math
 import os
-import subprocess
-import sys
-import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -609,16 +606,3 @@ def test_contract_with_the_configuration() -> None:
     assert 'if self.scale_rewards != "none":\n                advantages = advantages / (std_rewards + 1e-4)' in source
     assert "reward_k = (grouped - mean_k) / (std_k + 1e-4)" in source
     assert not {"scale_rewards", "multi_objective_aggregation"} & RLOOConfig.__dataclass_fields__.keys()
-
-
-def test_without_the_host_there_is_one_clear_line() -> None:
-    code = """
-        import sys
-        sys.modules["trl"] = None
-        try:
-            import scorecraft.integrations.trl.rewards
-        except ImportError as error:
-            print(error)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    assert done.stdout == 'trl is not installed: pip install "scorecraft[rlhf]"\n'

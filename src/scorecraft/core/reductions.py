@@ -102,6 +102,14 @@ def softplus_of(log_mass: Float[Tensor, " r"]) -> Float[Tensor, " r"]:
     return torch.logaddexp(log_mass, torch.zeros_like(log_mass))
 
 
+def log1mexp(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """`log(1 - e^x)` for `x <= 0`: `log(-expm1(x))` above `-ln 2`, `log1p(-e^x)` below; `-inf` at 0."""
+    near = values > -math.log(2)
+    # Each branch is kept away from the other's side, where its derivative would be infinite.
+    close = (-torch.expm1(torch.where(near, values, -1.0))).log()
+    return torch.where(near, close, torch.log1p(-torch.where(near, -1.0, values).exp()))
+
+
 class Merge(enum.Enum):
     """How the measurements of two blocks become one."""
 

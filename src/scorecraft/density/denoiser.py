@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scorecraft.core.checks import choice, describe, positive, refuse
+from scorecraft.core.separable import in_working_precision
 
 Prediction: TypeAlias = Literal["epsilon", "v", "sample", "velocity", "edm"]
 PREDICTIONS = ("epsilon", "v", "sample", "velocity", "edm")
@@ -150,7 +151,7 @@ class NetworkDenoiser(nn.Module):
         self, x: Float[Tensor, "b *d"], sigma: Float[Tensor, ""] | Float[Tensor, " b"], **condition: Any
     ) -> Float[Tensor, "b *d"]:
         """The clean estimate; see the class."""
-        x = x if x.dtype == torch.float64 else x.float()
+        x = in_working_precision(x)
         sigma = sigma.to(x).expand(len(x))
         if self.variables is None:
             total = (sigma.square() + self.sigma_data**2).sqrt()

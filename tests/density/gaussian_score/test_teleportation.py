@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.density.mixtures import EVERY, START, denoiser
+from tests.density.mixtures import EVERY, MEANS, START, STD, denoiser
 
 from scorecraft.density.gaussian_score import Gaussian, GaussianMixture, agreement, explained_variance, teleport
 from scorecraft.density.noise_levels import karras_levels
@@ -45,9 +45,7 @@ def test_a_level_is_the_first_one_below() -> None:
 
 def test_a_mixture_ends_where_it_would_have() -> None:
     """With its own mean and covariance, from a level well above its spread."""
-    means = torch.tensor([[0.505035, 0.193214], [0.351693, 0.3455], [-1.684284, -0.279492], [3.312301, -0.956996],
-                          [0.692485, 0.401027]], dtype=torch.float64)  # fmt: skip
-    mixture = GaussianMixture([Gaussian.isotropic(mean, 0.09) for mean in means])
+    mixture = GaussianMixture([Gaussian.isotropic(mean, STD**2) for mean in MEANS])
     sigma = torch.tensor(1.3, dtype=torch.float64)
     torch.testing.assert_close(mixture(START, sigma), denoiser(START, sigma, parts=EVERY), rtol=0, atol=1e-12)
     start = torch.randn(256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 80

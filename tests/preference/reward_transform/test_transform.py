@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from scorecraft.core.reductions import log1mexp
 from scorecraft.preference.reward_transform import log_sigmoid_centred, log_sigmoid_slope, thresholded, truncated
-from scorecraft.preference.reward_transform.transform import log1mexp
 
 DOUBLE = torch.float64
 

@@ -104,7 +104,7 @@ class Gaussian:
         level = self._level(sigma, apart)
         found = (parts * _share(self.variances.to(parts), level)) @ self.modes.to(parts).T
         found = found + rest * _share(torch.full_like(level, self.floor), level)
-        return (self.mean.to(found) + found).reshape(x.shape).to(_wider(x, self.mean))
+        return (self.mean.to(found) + found).reshape(x.shape).to(torch.promote_types(x.dtype, self.mean.dtype))
 
     def score(self, x: Float[Tensor, "b *d"], sigma: Float[Tensor, ""] | Float[Tensor, " b"]) -> Float[Tensor, "b *d"]:
         """`grad log p_sigma(x)`.
@@ -120,7 +120,7 @@ class Gaussian:
         found = (parts / (self.variances.to(parts) + level.square())) @ self.modes.to(parts).T
         if not self.is_full:
             found = found + rest / (self.floor + level.square())
-        return -found.reshape(x.shape).to(_wider(x, self.mean))
+        return -found.reshape(x.shape).to(torch.promote_types(x.dtype, self.mean.dtype))
 
     def log_density(
         self, x: Float[Tensor, "b *d"], sigma: Float[Tensor, ""] | Float[Tensor, " b"]
@@ -198,7 +198,7 @@ class Gaussian:
         flat = x.flatten(1)
         if flat.shape[1] != self.dimension or not x.is_floating_point():
             refuse("x", f"floating-point samples of {self.dimension} numbers", describe(x))
-        apart = flat.to(_wider(x, self.mean)) - self.mean.to(x.device)
+        apart = flat.to(torch.promote_types(x.dtype, self.mean.dtype)) - self.mean.to(x.device)
         modes = self.modes.to(apart)
         parts = apart @ modes
         return apart, parts, apart - parts @ modes.T
@@ -220,10 +220,3 @@ class Gaussian:
 def _share(variance: Tensor, level: Tensor) -> Tensor:
     """`l / (l + sigma^2)`; a direction without variance has no share, also without noise."""
     return torch.where(variance > 0, variance / (variance + level.square()), 0.0)
-
-
-def _wider(*values: Tensor) -> torch.dtype:
-    found = values[0].dtype
-    for value in values[1:]:
-        found = torch.promote_types(found, value.dtype)
-    return found

@@ -49,8 +49,7 @@ class GaussianMixture:
         self, x: Float[Tensor, "b *d"], sigma: Float[Tensor, ""] | Float[Tensor, " b"]
     ) -> Float[Tensor, "b *d"]:
         """`E[x_0 | x]`: the components' estimates, weighted by their posterior."""
-        mean, _ = self._posterior_mean(x, sigma)
-        return mean
+        return self._weighted((one(x, sigma) for one in self.components), x, sigma)
 
     def score(self, x: Float[Tensor, "b *d"], sigma: Float[Tensor, ""] | Float[Tensor, " b"]) -> Float[Tensor, "b *d"]:
         """`grad log p_sigma(x) = (D(x, sigma) - x) / sigma^2`, weighted component by component.
@@ -58,10 +57,7 @@ class GaussianMixture:
         Raises:
             ValueError: sigma 0 where a component has a direction without variance.
         """
-        found, _ = weighted_mean(
-            ((log, one.score(x, sigma)) for log, one in zip(self._logs(x, sigma), self.components, strict=True)), x
-        )
-        return found
+        return self._weighted((one.score(x, sigma) for one in self.components), x, sigma)
 
     def log_density(
         self, x: Float[Tensor, "b *d"], sigma: Float[Tensor, ""] | Float[Tensor, " b"]
@@ -91,10 +87,10 @@ class GaussianMixture:
         for weight, one in zip(self.weights.log().unbind(), self.components, strict=True):
             yield one.log_density(x, sigma) + weight
 
-    def _posterior_mean(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return weighted_mean(
-            ((log, one(x, sigma)) for log, one in zip(self._logs(x, sigma), self.components, strict=True)), x
-        )
+    def _weighted(self, values: Iterator[Tensor], x: Tensor, sigma: Tensor) -> Tensor:
+        """One value per component, by the posterior."""
+        mean, _ = weighted_mean(zip(self._logs(x, sigma), values, strict=True), x)
+        return mean
 
 
 class PointMixture:

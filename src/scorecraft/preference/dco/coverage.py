@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scorecraft.core.checks import check_values, describe, refuse
+from scorecraft.core.reductions import log1mexp
 from scorecraft.core.separable import in_working_precision
 
 Budget: TypeAlias = Num[Tensor, "..."] | float
 """A number of samples `N >= 1`, real ones allowed: one for all, or one for each."""
 
-_LN_2 = math.log(2)
 # Below this log(N p) the coverage is N p to the last digit, and its loss -log(N p).
 _LINEAR = {torch.float32: -18.0, torch.float64: -36.0}
 
@@ -106,14 +106,6 @@ def pass_at_n(n: Budget, log_probabilities: Float[Tensor, "..."]) -> Float[Tenso
     """
     log_p, samples = _checked(n, log_probabilities)
     return -torch.expm1(samples * log1mexp(log_p.detach()))
-
-
-def log1mexp(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """`log(1 - e^x)` for `x <= 0`, exact to the last digits at both ends; `-inf` at 0."""
-    near = values > -_LN_2
-    # Each branch is kept away from the other's side, where it would be infinite.
-    close = (-torch.expm1(torch.where(near, values, -1.0))).log()
-    return torch.where(near, close, torch.log1p(-torch.where(near, -1.0, values).exp()))
 
 
 def loss_of_checked(log_p: Float[Tensor, "..."], samples: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scorecraft.core import reductions
 from scorecraft.core.checks import check_values, describe, refuse
 from scorecraft.core.separable import in_working_precision
 from scorecraft.preference.dpa_logic.formulas import Formula, parse_formula, truth_table
@@ -32,10 +33,7 @@ def log1mexp(log_probabilities: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """
     nearest = -torch.finfo(log_probabilities.dtype).eps
     kept = log_probabilities - (log_probabilities - nearest).clamp(min=0).detach()
-    close = kept > -math.log(2)
-    # Each branch is fed what suits it, so that the unused one has a finite derivative.
-    near = torch.log(-torch.expm1(kept.where(close, -1.0)))
-    return near.where(close, torch.log1p(-torch.exp(kept.where(~close, -1.0))))
+    return reductions.log1mexp(kept)
 
 
 class LogCount(nn.Module):

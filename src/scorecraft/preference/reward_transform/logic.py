@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scorecraft.core.checks import check_values, describe, natural, refuse
-from scorecraft.preference.reward_transform.transform import centred, log1mexp
+from scorecraft.core.reductions import log1mexp
+from scorecraft.preference.reward_transform.transform import centred
 
 _UNDERFLOW = -1e-30
 """Above it `1 - e^t` is `-t` to every digit, while `t` itself may have lost its own."""

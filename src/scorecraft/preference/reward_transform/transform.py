@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -102,13 +100,6 @@ def centred(
     check_values("rewards", "finite values only", lambda: torch.isfinite(rewards), rewards)
     check_values("reference", "finite values only", lambda: torch.isfinite(against), against)
     return scale * (rewards - against)
-
-
-def log1mexp(value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """`log(1 - e^t)` of `t <= 0`, precise at both ends: `log(-expm1(t))` above `-ln 2`, `log1p(-e^t)` below."""
-    near = value > -math.log(2)
-    above = (-torch.expm1(torch.where(near, value, -1.0))).log()
-    return torch.where(near, above, torch.log1p(-torch.where(near, -1.0, value).exp()))
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
